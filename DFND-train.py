@@ -1,0 +1,281 @@
+"""DFND: distils a student from unlabelled images off the web, of which the teacher picks those to use (CVPR 2021).
+
+    python teacher-train.py --dataset cifar10
+    python DFND-train.py --dataset cifar10                          # STL-10's unlabelled images as the wild pool
+    python DFND-train.py --dataset cifar10 --wild ~/photos          # your own
+
+Score every wild image with the teacher, select the clean ones, distil with a loss that knows the labels are noisy.
+"""
+
+import argparse
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from data import DATASETS, EpochPlan, Normalise, load
+from losses import kd_loss, log_adaptation_matrix, noisy_nll
+from networks import ARCHS, build, count_multiply_adds, count_parameters, find_teacher, load_network, resolve_width
+from runs import Run, print_result
+from selection import SELECT, class_weights, describe, score, select, write_csv, write_thumbnails
+from utils import (SCHEDULES, Means, Parser, UserError, add_common_arguments, at_least, autocast, evaluate, learning_rate, make_optimizer,
+                   name_in, pick_amp, pick_device, progress, run_script, say, seed_init, set_lr, to_device, warn)
+from wild import open_pool
+
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+PUBLISHED_ACC = {'cifar10': 0.9523, 'cifar100': 0.7774}  # the adaptation matrix's diagonal in both published files
+LOSSES = ('kd+nll', 'kd', 'nll', 'kd+ce', 'ce')
+
+# epochs: num_select -> number of epochs, the published formulas; range(1, epochs) in both published files drops the last one.
+RELEASED = dict(select='confidence', num_select=600_000, T=4.0, class_weights=False, augment=True, wild_norm='imagenet', published_acc=True,
+                epochs=lambda n: int(40_000 / n * 512) - 1, steps=None, batch_size=256, optimizer='sgd', lr=0.1, schedule='steps',
+                milestones=(0.4, 0.8), lr_theta=1e-3)
+RECIPES = {
+    'released': RELEASED,
+    'first-upload': RELEASED | dict(T=2.0, class_weights=True, num_select=50_000, augment=False,
+                                    epochs=lambda n: 2 * int(50_000 / n * 800) - 1),
+    # released, with what is wrong put right
+    'corrected': RELEASED | dict(select='balanced', wild_norm='teacher', published_acc=False, epochs=lambda n: int(40_000 / n * 512)),
+    # Ours: a LeNet has no batch norm, and SGD at 0.1 under a loss scaled by T^2 = 16 does not suit it.
+    'lenet': RELEASED | dict(select='balanced', wild_norm='teacher', published_acc=False, num_select=25_000, augment=False,
+                             epochs=None, steps=3000, optimizer='adam', lr=2e-3, schedule='onecycle', milestones=()),
+}
+
+
+def parse():
+    parser = Parser(__doc__.split('\n')[0])
+    positive, flag = at_least(float, 0, strict=True), argparse.BooleanOptionalAction
+    g = add_common_arguments(parser, DATASETS)
+    g.add_argument('--teacher_dir', metavar='PATH', help="the teacher: an output folder, a run's folder or a file (default: --output_dir)")
+    g.add_argument('--arch', type=name_in(ARCHS), metavar='NAME', help='the student: LeNet-5-Half or ResNet-18 unless given')
+    g.add_argument('--width', type=at_least(int, 1), help="a ResNet student's width (default: the teacher's)")
+    g.add_argument('--recipe', choices=RECIPES, help='sets every value below that is not given; default: lenet for LeNets, else corrected')
+    g.add_argument('--epochs', type=at_least(int, 1), help="passes over the selected images; the recipe's formula unless given")
+    g.add_argument('--steps', type=at_least(int, 1), help='stop after so many batches, in place of --epochs: to compare selections of '
+                   'different size')
+    g.add_argument('--batch_size', type=at_least(int, 2), help='change --lr with it')
+    g.add_argument('--lr', type=positive, help="the student's at the start, or the peak of one cycle; lower it if the loss turns to NaN")
+    g.add_argument('--schedule', choices=SCHEDULES, help='onecycle gets furthest where epochs are few')
+    g.add_argument('--T', type=positive, help='temperature of the distillation')
+    g.add_argument('--loss', choices=LOSSES, help='terms of the loss: kd, distillation; nll, the noise-adapted likelihood; ce, cross '
+                   'entropy without the adaptation matrix (default: kd+nll, or kd+ce with --transfer_set original)')
+    g.add_argument('--augment', action=flag, help='random crop, and flip where the classes allow it')
+    g.add_argument('--transfer_set', choices=('wild', 'original'), default='wild', help='original: the original images and true labels, '
+                   'Table 1\'s "Knowledge distillation"')
+    g = parser.add_argument_group('wild images and their selection')
+    g.add_argument('--wild', '--data_imagenet', nargs='+', metavar='SOURCE', help='folders of images, names of torchvision sets (stl10, '
+                   "svhn, emnist, ...) or demo, joined (default: the data set's own)")
+    g.add_argument('--select', choices=SELECT, help='balanced: the cleanest of every class; confidence: the cleanest over all; random: the '
+                   "paper's control; all")
+    g.add_argument('--num_select', type=at_least(int, 1), help="images to keep; the recipe's number, at most half of the pool, unless given")
+    g.add_argument('--class_weights', action=flag, help='weigh rare pseudo-labels up, as the first upload does')
+    g.add_argument('--wild_norm', choices=('teacher', 'imagenet'), help="mean and std for wild images: the teacher's, or ImageNet's as published")
+    g.add_argument('--teacher_acc', type=positive, help="the adaptation matrix's diagonal in 0..1 (default: the teacher's measured accuracy)")
+    g.add_argument('--score_only', action='store_true', help='stop after the selection; the same command with --resume distils')
+    return parser.parse_args()
+
+
+def resolve(args, arch):
+    """The recipe with the explicit flags put over it."""
+    name = args.recipe or ('lenet' if arch.startswith('lenet') else 'corrected')
+    r = SimpleNamespace(**RECIPES[name], recipe=name, explicit=args.num_select is not None)
+    for key in vars(r):
+        if getattr(args, key, None) is not None:
+            setattr(r, key, getattr(args, key))
+    original = args.transfer_set == 'original'
+    r.loss = args.loss or ('kd+ce' if original else 'kd+nll')
+    if original and (args.wild or args.select or args.num_select or args.score_only or 'nll' in r.loss):
+        raise UserError('--transfer_set original takes no --wild, --select, --num_select, --score_only or nll: its labels are true')
+    if args.epochs and args.steps:
+        raise UserError('--epochs and --steps are both given: leave one out')
+    if args.teacher_acc and args.teacher_acc > 1:
+        raise UserError(f'--teacher_acc {args.teacher_acc}, but it is a fraction such as 0.95')
+    return r
+
+
+def main():
+    # ---------------------------------------------------------------- settings and teacher
+    args = parse()
+    info = DATASETS[args.dataset]
+    arch = args.arch or info.student
+    device = pick_device(args.device)
+    r = resolve(args, arch)
+    teacher_file = find_teacher(args.teacher_dir or args.output_dir, args.dataset)
+    teacher, facts = load_network(teacher_file)
+    if facts['dataset'] != args.dataset:
+        raise UserError(f'{teacher_file} is a teacher of {facts["dataset"]}, and --dataset is {args.dataset}: change one of the two')
+    width = resolve_width(arch, args.width or (facts['width'] if arch.startswith('resnet') else None))
+    amp = pick_amp(args.amp, device, arch)
+    classes, channels = facts['classes'], facts['channels']
+    names = info.names or tuple(map(str, range(classes)))
+    normalise = Normalise(facts['mean'], facts['std'], device)
+    teacher = to_device(teacher, device).requires_grad_(False)
+
+    test, teacher_top1 = None, None if facts['accuracy'] is None else 100 * facts['accuracy']
+    try:
+        test = load(args.dataset, args.data, False, args.cache_dir, args.workers).to(device)
+        _, teacher_top1 = evaluate(teacher, test, normalise, device, amp)
+        say(f'teacher {facts["arch"]} from {teacher_file}: top-1 {teacher_top1:.2f}')
+    except UserError as e:
+        warn(f'no test data, so the student is not evaluated: {e}')
+    accuracy = args.teacher_acc or (r.published_acc and PUBLISHED_ACC.get(args.dataset)) or (teacher_top1 or 0) / 100
+    if not accuracy and 'nll' in r.loss:
+        raise UserError(f"{teacher_file} carries no accuracy, and there is no test data to measure it: give the adaptation matrix's diagonal "
+                        'with --teacher_acc')
+
+    # ---------------------------------------------------------------- transfer set
+    if args.transfer_set == 'original':
+        method, pool, wild = 'kd', None, None
+        train = load(args.dataset, args.data, True, args.cache_dir, args.workers)
+        count, r.select = len(train.labels), None
+    else:
+        method = f'dfnd-{r.select}'
+        pool = open_pool(args.wild or info.wild, channels, args.data, args.cache_dir, args.workers)
+        count, wild = num_select(r, len(pool)), pool.name
+    r.num_select = count
+    r.batch_size = min(r.batch_size, count)
+    per_epoch = -(-count // r.batch_size)
+    if args.steps or (r.steps and not args.epochs):
+        r.epochs = -(-r.steps // per_epoch)
+    else:
+        r.epochs = r.epochs if isinstance(r.epochs, int) else max(1, r.epochs(count))
+        r.steps = r.epochs * per_epoch
+    shown = {k: v for k, v in vars(r).items() if k not in ('explicit', 'published_acc')}
+    shown |= {'teacher_acc': accuracy, 'arch': arch, 'width': width, 'device': device.type, 'amp': amp}
+    run = Run(args, f'{args.dataset}-{method}-{arch}-w{width}-s{args.seed}', device, vars(args) | shown)
+    say('settings: ' + ', '.join(f'{k} {v:g}' if isinstance(v, float) else f'{k} {v}' for k, v in shown.items()))
+    if run.finished():
+        return print_result(run.finished())
+    result = {
+        'script': 'DFND-train.py', 'method': method.split('-')[0], 'recipe': r.recipe, 'select': r.select, 'loss': r.loss,
+        'dataset': args.dataset, 'arch': arch, 'width': width, 'seed': args.seed, 'epochs': r.epochs, 'steps': r.steps,
+        'images_seen': 0, 'num_select': None if pool is None else count, 'wild': wild, 'top1': None, 'top1_best': None,
+        'teacher_top1': teacher_top1, 'class_weights': r.class_weights, 'T': r.T, 'augment': r.augment, 'wild_norm': r.wild_norm,
+        'teacher_acc': accuracy,
+    }
+
+    # ---------------------------------------------------------------- score and select
+    weights = labels = None
+    wild_normalise = normalise
+    if pool is None:
+        images, labels = train.images.to(device), train.labels.to(device)
+    else:
+        if r.wild_norm == 'imagenet':
+            wild_normalise = Normalise(*for_channels(IMAGENET, channels), device)
+        noise, pseudo, chosen = score_and_select(run, teacher, pool, wild_normalise, device, amp, r, classes, names, args.seed)
+        for line in describe(noise, pseudo, chosen, names):
+            say(line)
+        if args.score_only:
+            return print_result({**result, 'epochs': 0, 'steps': 0, 'seconds': round(run.seconds(), 1), 'run': run.name})
+        images = pool.take(chosen).to(device)
+        if r.class_weights:
+            weights = class_weights(pseudo[chosen], classes).to(device)
+
+    # ---------------------------------------------------------------- student
+    seed_init(args.seed, 'student')
+    student = to_device(build(arch, width, classes, channels), device)
+    theta = torch.zeros(classes, classes - 1, device=device, requires_grad=True)
+    optimizer = make_optimizer(r.optimizer, student.parameters(), r.lr)
+    optimizer_theta = torch.optim.Adam([theta], lr=r.lr_theta)
+    state = dict(student=student, theta=theta, optimizer=optimizer, optimizer_theta=optimizer_theta)
+    epoch, step, best = run.load(device, **state)
+    student_facts = facts | {'arch': arch, 'width': width}
+    say(f'student: {arch}, width {width}, {count_parameters(student):,} parameters, on {count} images')
+
+    # ---------------------------------------------------------------- distil
+    top1 = None
+    while epoch < r.epochs:
+        epoch += 1
+        student.train()
+        means, start = Means(), time.time()
+        plan = EpochPlan(count, r.batch_size, args.seed, epoch, r.augment, info.flip)
+        with progress(total=count, desc=f'epoch {epoch}/{r.epochs}') as bar:
+            for indices, augment in plan:
+                if step == r.steps:
+                    break
+                lr = learning_rate(r.lr, r.schedule, r.milestones, step, r.steps)
+                set_lr(optimizer, lr)
+                indices = indices.to(device)
+                x = wild_normalise(augment(images[indices]))  # (B, channels, 32, 32)
+                with autocast(device, amp):
+                    with torch.no_grad():
+                        t = teacher(x)
+                    s = student(x)
+                t, s = t.float(), s.float()  # (B, classes)
+                y = t.argmax(dim=1) if labels is None else labels[indices]
+                terms = {}
+                if 'kd' in r.loss:
+                    terms['loss_kd'] = kd_loss(s, t, r.T, None if weights is None else weights[y])
+                if 'nll' in r.loss:
+                    terms['loss_nll'] = noisy_nll(s, y, theta, accuracy, weights)
+                if 'ce' in r.loss:
+                    terms['loss_ce'] = F.cross_entropy(s, y, weights)
+                loss = sum(terms.values())
+                optimizer.zero_grad(set_to_none=True)
+                optimizer_theta.zero_grad(set_to_none=True)
+                loss.backward()
+                optimizer.step()
+                optimizer_theta.step()
+                means.add(len(indices), loss=loss, **terms)
+                step += 1
+                bar.update(len(indices))
+        losses = means.read()  # waits for the device
+        seconds = time.time() - start
+        test_loss = None
+        if test is not None:
+            test_loss, top1 = evaluate(student, test, normalise, device, amp)
+            if best is None or top1 > best:
+                best = top1
+                run.save_network('student-best.pt', student, student_facts, top1 / 100)
+        run.log({'epoch': epoch, 'step': step, 'lr': lr, **losses, 'test_loss': test_loss, 'top1': top1,
+                 'images_per_s': means.count / seconds, 'seconds': run.seconds()}, r.epochs)
+        run.save(epoch, step, best, **state)
+
+    # ---------------------------------------------------------------- result
+    if test is not None:
+        _, top1 = evaluate(student, test, normalise, device, amp)
+    run.save_network('student.pt', student, student_facts, None if top1 is None else top1 / 100)
+    if 'nll' in r.loss:
+        np.save(run.folder / 'adaptation.npy', log_adaptation_matrix(theta, accuracy).exp().detach().cpu().numpy())
+    seen = (step // per_epoch) * count + (step % per_epoch) * r.batch_size
+    run.finish({**result, 'images_seen': seen, 'top1': top1, 'top1_best': best, 'params': count_parameters(student),
+                'flops': count_multiply_adds(student, channels)})
+
+
+def num_select(r, pool_size):
+    """How many images to keep: an explicit number must fit, the recipe's is capped to half of the pool."""
+    if r.select == 'all':
+        return pool_size
+    if r.explicit and r.num_select > pool_size:
+        raise UserError(f'num_select={r.num_select}, but the pool holds {pool_size} images: lower --num_select or add images')
+    if not r.explicit and r.num_select > pool_size // 2:
+        say(f'num_select: the recipe {r.recipe} takes {r.num_select}, the pool holds {pool_size}: capped to half of it, {pool_size // 2}')
+        return max(1, pool_size // 2)
+    return r.num_select
+
+
+def for_channels(statistics, channels):
+    """ImageNet's mean and std for three channels; for grey images the mean of the three."""
+    return statistics if channels == 3 else tuple((sum(s) / 3,) for s in statistics)
+
+
+def score_and_select(run, teacher, pool, normalise, device, amp, r, classes, names, seed):
+    """(noise, pseudo-labels, chosen indices), kept in the run's folder so that a resumed run neither scores again nor chooses anew."""
+    kept = run.folder / 'selection.npz'
+    if kept.is_file():
+        with np.load(kept) as f:
+            return f['noise'], f['labels'], f['chosen']
+    noise, labels = score(teacher, pool, normalise, device, amp)
+    chosen = select(noise, labels, r.num_select, r.select, classes, seed)
+    write_csv(run.folder / 'selection.csv', pool, noise, labels, chosen)
+    write_thumbnails(run.folder / 'thumbnails.npz', pool, noise, labels, names)
+    partial = kept.with_name('selection.partial.npz')
+    np.savez(partial, noise=noise, labels=labels, chosen=chosen)
+    partial.rename(kept)
+    return noise, labels, chosen
+
+
+if __name__ == '__main__':
+    run_script(main)

@@ -1,0 +1,73 @@
+"""Every loss of the two papers, and the adaptation matrix: pure functions of tensors."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+# ---------------------------------------------------------------- DFND
+
+
+def kd_loss(student, teacher, T, weights=None):
+    """Knowledge distillation, L_KD = T^2 / B * sum_i w_i * KL(softmax(t_i / T) || softmax(s_i / T)).
+
+    student, teacher: logits (B, C). T: temperature. weights: (B,), each image's class weight, or None for ones.
+    Follows the first upload's loss with class weights, the released file's without.
+    """
+    log_p = F.log_softmax(student / T, dim=1)
+    log_q = F.log_softmax(teacher / T, dim=1)
+    kl = (log_q.exp() * (log_q - log_p)).sum(dim=1)  # (B,)
+    if weights is not None:
+        kl = kl * weights
+    return T**2 * kl.sum() / len(kl)
+
+
+def log_adaptation_matrix(theta, accuracy):
+    """log Q, (C, C): row i is the true class, column j the class that the teacher says (DFND section 3.3).
+
+    theta: (C, C - 1), learned, zero at the start. accuracy: the teacher's, in (0, 1]: Q's diagonal. The off-diagonal
+    part of row i is (1 - accuracy) * softmax(theta_i), so that every row sums to 1. Built whole and in log space: the
+    published code fills it row by row in Python, and the logarithm of a vanishing probability is an infinity.
+    """
+    C = len(theta)
+    off = F.log_softmax(theta, dim=1) + torch.log1p(theta.new_tensor(-accuracy))
+    diagonal = theta.new_full((C, 1), math.log(accuracy))
+    # In a row-major C x C matrix, C off-diagonal entries lie between one diagonal entry and the next.
+    tail = torch.cat([off.reshape(C - 1, C), diagonal[1:]], dim=1)  # (C - 1, C + 1)
+    return torch.cat([diagonal[0], tail.flatten()]).reshape(C, C)
+
+
+def noisy_nll(student, labels, theta, accuracy, class_weights=None):
+    """L_NLL = weighted mean of -log (softmax(s_i) @ Q)[y_i]: the likelihood of the teacher's noisy label (section 3.3).
+
+    student: logits (B, C). labels: (B,), the teacher's arg-max. theta, accuracy: see `log_adaptation_matrix`.
+    class_weights: (C,) or None; weighted as torch's nll_loss weighs, by the sum of the weights.
+    """
+    log_q = log_adaptation_matrix(theta, accuracy).t()[labels]  # (B, C): log Q[:, y_i]
+    log_likelihood = torch.logsumexp(F.log_softmax(student, dim=1) + log_q, dim=1)  # (B,)
+    if class_weights is None:
+        return -log_likelihood.mean()
+    w = class_weights[labels]
+    return -(w * log_likelihood).sum() / w.sum()
+
+
+# ---------------------------------------------------------------- DAFL (ICCV 2019, section 3)
+
+
+def one_hot_loss(teacher):
+    """CE(t, argmax t): small when the teacher is sure of the image. teacher: logits (B, C)."""
+    return F.cross_entropy(teacher, teacher.argmax(dim=1))
+
+
+def information_entropy_loss(teacher):
+    """sum_c p_c log10 p_c of the batch's mean prediction p: smallest, -log10 C, when the classes are balanced.
+
+    teacher: logits (B, C). The base of 10 is the published code's.
+    """
+    p = F.softmax(teacher, dim=1).mean(dim=0)  # (C,)
+    return (p * torch.log10(p.clamp_min(torch.finfo(p.dtype).tiny))).sum()
+
+
+def activation_loss(feature):
+    """-mean |f|: real images excite the teacher's features more than noise does. feature: (B, F)."""
+    return -feature.abs().mean()
