@@ -15,13 +15,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from data import DATASETS, EpochPlan, Normalise, load
+import utils
+from data import DATASETS, EpochPlan, Normalise, load, load_test
 from losses import kd_loss, log_adaptation_matrix, noisy_nll
-from networks import ARCHS, build, count_multiply_adds, count_parameters, find_teacher, load_network, resolve_width
+from networks import ARCHS, build, count_parameters, load_teacher, resolve_width, teacher_accuracy
 from runs import Run, print_result
 from selection import SELECT, class_weights, describe, score, select, write_csv, write_thumbnails
-from utils import (SCHEDULES, Means, Parser, UserError, add_common_arguments, at_least, autocast, evaluate, learning_rate, make_optimizer,
-                   name_in, pick_amp, pick_device, progress, run_script, say, seed_init, set_lr, to_device, warn)
 from wild import open_pool
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -45,19 +44,15 @@ RECIPES = {
 
 
 def parse():
-    parser = Parser(__doc__.split('\n')[0])
-    positive, flag = at_least(float, 0, strict=True), argparse.BooleanOptionalAction
-    g = add_common_arguments(parser, DATASETS)
-    g.add_argument('--teacher_dir', metavar='PATH', help="the teacher: an output folder, a run's folder or a file (default: --output_dir)")
-    g.add_argument('--arch', type=name_in(ARCHS), metavar='NAME', help='the student: LeNet-5-Half or ResNet-18 unless given')
-    g.add_argument('--width', type=at_least(int, 1), help="a ResNet student's width (default: the teacher's)")
-    g.add_argument('--recipe', choices=RECIPES, help='sets every value below that is not given; default: lenet for LeNets, else corrected')
-    g.add_argument('--epochs', type=at_least(int, 1), help="passes over the selected images; the recipe's formula unless given")
-    g.add_argument('--steps', type=at_least(int, 1), help='stop after so many batches, in place of --epochs: to compare selections of '
+    parser = utils.Parser(__doc__.split('\n')[0])
+    positive, flag = utils.at_least(float, 0, strict=True), argparse.BooleanOptionalAction
+    g = utils.add_common_arguments(parser, DATASETS)
+    utils.add_student_arguments(g, ARCHS)
+    g.add_argument('--recipe', choices=RECIPES, help='sets what is not given (default: lenet for LeNets, else corrected)')
+    g.add_argument('--epochs', type=utils.at_least(int, 1), help="passes over the selected images; the recipe's formula unless given")
+    g.add_argument('--steps', type=utils.at_least(int, 1), help='stop after so many batches, in place of --epochs: to compare selections of '
                    'different size')
-    g.add_argument('--batch_size', type=at_least(int, 2), help='change --lr with it')
-    g.add_argument('--lr', type=positive, help="the student's at the start, or the peak of one cycle; lower it if the loss turns to NaN")
-    g.add_argument('--schedule', choices=SCHEDULES, help='onecycle gets furthest where epochs are few')
+    utils.add_optimizer_arguments(g)
     g.add_argument('--T', type=positive, help='temperature of the distillation')
     g.add_argument('--loss', choices=LOSSES, help='terms of the loss: kd, distillation; nll, the noise-adapted likelihood; ce, cross '
                    'entropy without the adaptation matrix (default: kd+nll, or kd+ce with --transfer_set original)')
@@ -69,10 +64,13 @@ def parse():
                    "svhn, emnist, ...) or demo, joined (default: the data set's own)")
     g.add_argument('--select', choices=SELECT, help='balanced: the cleanest of every class; confidence: the cleanest over all; random: the '
                    "paper's control; all")
-    g.add_argument('--num_select', type=at_least(int, 1), help="images to keep; the recipe's number, at most half of the pool, unless given")
+    g.add_argument('--num_select', type=utils.at_least(int, 1),
+                   help="images to keep; the recipe's number, at most half of the pool, unless given")
     g.add_argument('--class_weights', action=flag, help='weigh rare pseudo-labels up, as the first upload does')
-    g.add_argument('--wild_norm', choices=('teacher', 'imagenet'), help="mean and std for wild images: the teacher's, or ImageNet's as published")
-    g.add_argument('--teacher_acc', type=positive, help="the adaptation matrix's diagonal in 0..1 (default: the teacher's measured accuracy)")
+    g.add_argument('--wild_norm', choices=('teacher', 'imagenet'),
+                   help="mean and std for wild images: the teacher's, or ImageNet's as published")
+    g.add_argument('--teacher_acc', type=positive,
+                   help="the adaptation matrix's diagonal in 0..1 (default: the teacher's measured accuracy)")
     g.add_argument('--score_only', action='store_true', help='stop after the selection; the same command with --resume distils')
     return parser.parse_args()
 
@@ -80,18 +78,19 @@ def parse():
 def resolve(args, arch):
     """The recipe with the explicit flags put over it."""
     name = args.recipe or ('lenet' if arch.startswith('lenet') else 'corrected')
-    r = SimpleNamespace(**RECIPES[name], recipe=name, explicit=args.num_select is not None)
-    for key in vars(r):
-        if getattr(args, key, None) is not None:
-            setattr(r, key, getattr(args, key))
+    r = SimpleNamespace(**utils.override(RECIPES[name], args), recipe=name)
     original = args.transfer_set == 'original'
     r.loss = args.loss or ('kd+ce' if original else 'kd+nll')
-    if original and (args.wild or args.select or args.num_select or args.score_only or 'nll' in r.loss):
-        raise UserError('--transfer_set original takes no --wild, --select, --num_select, --score_only or nll: its labels are true')
+    wild_only = [f for f in ('wild', 'select', 'num_select', 'class_weights', 'wild_norm', 'teacher_acc', 'score_only') if getattr(args, f)]
+    if original and (wild_only or 'nll' in r.loss):
+        given = ', '.join('--' + f for f in wild_only) or f'--loss {r.loss}'
+        raise utils.UserError(f'--transfer_set original has true labels and no wild images, so {given} means nothing there: leave it out')
+    if args.num_select and r.select == 'all':
+        raise utils.UserError(f'--num_select {args.num_select} and --select all contradict each other: leave one out')
     if args.epochs and args.steps:
-        raise UserError('--epochs and --steps are both given: leave one out')
+        raise utils.UserError('--epochs and --steps are both given: leave one out')
     if args.teacher_acc and args.teacher_acc > 1:
-        raise UserError(f'--teacher_acc {args.teacher_acc}, but it is a fraction such as 0.95')
+        raise utils.UserError(f'--teacher_acc {args.teacher_acc}, but it is a fraction such as 0.95')
     return r
 
 
@@ -100,30 +99,20 @@ def main():
     args = parse()
     info = DATASETS[args.dataset]
     arch = args.arch or info.student
-    device = pick_device(args.device)
+    device = utils.pick_device(args.device)
     r = resolve(args, arch)
-    teacher_file = find_teacher(args.teacher_dir or args.output_dir, args.dataset)
-    teacher, facts = load_network(teacher_file)
-    if facts['dataset'] != args.dataset:
-        raise UserError(f'{teacher_file} is a teacher of {facts["dataset"]}, and --dataset is {args.dataset}: change one of the two')
-    width = resolve_width(arch, args.width or (facts['width'] if arch.startswith('resnet') else None))
-    amp = pick_amp(args.amp, device, arch)
+    teacher, facts, teacher_file = load_teacher(args.teacher_dir or args.output_dir, args.dataset, device)
+    width = resolve_width(arch, args.width, facts)
+    amp = utils.pick_amp(args.amp, device, arch)
     classes, channels = facts['classes'], facts['channels']
     names = info.names or tuple(map(str, range(classes)))
     normalise = Normalise(facts['mean'], facts['std'], device)
-    teacher = to_device(teacher, device).requires_grad_(False)
-
-    test, teacher_top1 = None, None if facts['accuracy'] is None else 100 * facts['accuracy']
-    try:
-        test = load(args.dataset, args.data, False, args.cache_dir, args.workers).to(device)
-        _, teacher_top1 = evaluate(teacher, test, normalise, device, amp)
-        say(f'teacher {facts["arch"]} from {teacher_file}: top-1 {teacher_top1:.2f}')
-    except UserError as e:
-        warn(f'no test data, so the student is not evaluated: {e}')
+    test = load_test(args.dataset, args.data, args.cache_dir, args.workers, device)
+    teacher_top1 = teacher_accuracy(teacher, facts, teacher_file, test, normalise, device, amp)
     accuracy = args.teacher_acc or (r.published_acc and PUBLISHED_ACC.get(args.dataset)) or (teacher_top1 or 0) / 100
     if not accuracy and 'nll' in r.loss:
-        raise UserError(f"{teacher_file} carries no accuracy, and there is no test data to measure it: give the adaptation matrix's diagonal "
-                        'with --teacher_acc')
+        raise utils.UserError(f"{teacher_file} carries no accuracy above 0, and no test data measures it: give the adaptation matrix's "
+                              'diagonal with --teacher_acc')
 
     # ---------------------------------------------------------------- transfer set
     if args.transfer_set == 'original':
@@ -133,7 +122,7 @@ def main():
     else:
         method = f'dfnd-{r.select}'
         pool = open_pool(args.wild or info.wild, channels, args.data, args.cache_dir, args.workers)
-        count, wild = num_select(r, len(pool)), pool.name
+        count, wild = num_select(args, r, len(pool)), pool.name
     r.num_select = count
     r.batch_size = min(r.batch_size, count)
     per_epoch = -(-count // r.batch_size)
@@ -142,18 +131,17 @@ def main():
     else:
         r.epochs = r.epochs if isinstance(r.epochs, int) else max(1, r.epochs(count))
         r.steps = r.epochs * per_epoch
-    shown = {k: v for k, v in vars(r).items() if k not in ('explicit', 'published_acc')}
+    shown = {k: v for k, v in vars(r).items() if k != 'published_acc'}
     shown |= {'teacher_acc': accuracy, 'arch': arch, 'width': width, 'device': device.type, 'amp': amp}
     run = Run(args, f'{args.dataset}-{method}-{arch}-w{width}-s{args.seed}', device, vars(args) | shown)
-    say('settings: ' + ', '.join(f'{k} {v:g}' if isinstance(v, float) else f'{k} {v}' for k, v in shown.items()))
+    utils.say_settings(shown)
     if run.finished():
         return print_result(run.finished())
     result = {
         'script': 'DFND-train.py', 'method': method.split('-')[0], 'recipe': r.recipe, 'select': r.select, 'loss': r.loss,
         'dataset': args.dataset, 'arch': arch, 'width': width, 'seed': args.seed, 'epochs': r.epochs, 'steps': r.steps,
-        'images_seen': 0, 'num_select': None if pool is None else count, 'wild': wild, 'top1': None, 'top1_best': None,
-        'teacher_top1': teacher_top1, 'class_weights': r.class_weights, 'T': r.T, 'augment': r.augment, 'wild_norm': r.wild_norm,
-        'teacher_acc': accuracy,
+        'images_seen': 0, 'num_select': None if pool is None else count, 'wild': wild, 'teacher_top1': teacher_top1,
+        'class_weights': r.class_weights, 'T': r.T, 'augment': r.augment, 'wild_norm': r.wild_norm, 'teacher_acc': accuracy,
     }
 
     # ---------------------------------------------------------------- score and select
@@ -166,40 +154,39 @@ def main():
             wild_normalise = Normalise(*for_channels(IMAGENET, channels), device)
         noise, pseudo, chosen = score_and_select(run, teacher, pool, wild_normalise, device, amp, r, classes, names, args.seed)
         for line in describe(noise, pseudo, chosen, names):
-            say(line)
+            utils.say(line)
         if args.score_only:
-            return print_result({**result, 'epochs': 0, 'steps': 0, 'seconds': round(run.seconds(), 1), 'run': run.name})
+            unmeasured = {'epochs': 0, 'steps': 0, 'top1': None, 'top1_best': None}
+            return print_result({**result, **unmeasured, 'seconds': round(run.seconds(), 1), 'run': run.name})
         images = pool.take(chosen).to(device)
         if r.class_weights:
             weights = class_weights(pseudo[chosen], classes).to(device)
 
     # ---------------------------------------------------------------- student
-    seed_init(args.seed, 'student')
-    student = to_device(build(arch, width, classes, channels), device)
+    utils.seed_init(args.seed, 'student')
+    student = utils.to_device(build(arch, width, classes, channels), device)
     theta = torch.zeros(classes, classes - 1, device=device, requires_grad=True)
-    optimizer = make_optimizer(r.optimizer, student.parameters(), r.lr)
+    optimizer = utils.make_optimizer(r.optimizer, student.parameters(), r.lr)
     optimizer_theta = torch.optim.Adam([theta], lr=r.lr_theta)
-    state = dict(student=student, theta=theta, optimizer=optimizer, optimizer_theta=optimizer_theta)
-    epoch, step, best = run.load(device, **state)
-    student_facts = facts | {'arch': arch, 'width': width}
-    say(f'student: {arch}, width {width}, {count_parameters(student):,} parameters, on {count} images')
+    epoch, step = run.start('student', student, facts | {'arch': arch, 'width': width}, r.epochs, device, theta=theta, optimizer=optimizer,
+                            optimizer_theta=optimizer_theta)
+    utils.say(f'student: {arch}, width {width}, {count_parameters(student):,} parameters, on {count} images')
 
     # ---------------------------------------------------------------- distil
-    top1 = None
     while epoch < r.epochs:
         epoch += 1
         student.train()
-        means, start = Means(), time.time()
+        means, start = utils.Means(), time.time()
         plan = EpochPlan(count, r.batch_size, args.seed, epoch, r.augment, info.flip)
-        with progress(total=count, desc=f'epoch {epoch}/{r.epochs}') as bar:
+        with utils.progress(total=count, desc=f'epoch {epoch}/{r.epochs}') as bar:
             for indices, augment in plan:
                 if step == r.steps:
                     break
-                lr = learning_rate(r.lr, r.schedule, r.milestones, step, r.steps)
-                set_lr(optimizer, lr)
+                lr = utils.learning_rate(r.lr, r.schedule, r.milestones, step, r.steps)
+                utils.set_lr(optimizer, lr)
                 indices = indices.to(device)
                 x = wild_normalise(augment(images[indices]))  # (B, channels, 32, 32)
-                with autocast(device, amp):
+                with utils.autocast(device, amp):
                     with torch.no_grad():
                         t = teacher(x)
                     s = student(x)
@@ -221,37 +208,25 @@ def main():
                 means.add(len(indices), loss=loss, **terms)
                 step += 1
                 bar.update(len(indices))
-        losses = means.read()  # waits for the device
+        means.read()  # waits for the device
         seconds = time.time() - start
-        test_loss = None
-        if test is not None:
-            test_loss, top1 = evaluate(student, test, normalise, device, amp)
-            if best is None or top1 > best:
-                best = top1
-                run.save_network('student-best.pt', student, student_facts, top1 / 100)
-        run.log({'epoch': epoch, 'step': step, 'lr': lr, **losses, 'test_loss': test_loss, 'top1': top1,
-                 'images_per_s': means.count / seconds, 'seconds': run.seconds()}, r.epochs)
-        run.save(epoch, step, best, **state)
+        run.end_epoch(epoch, step, lr, means, seconds, *utils.evaluate(student, test, normalise, device, amp))
 
     # ---------------------------------------------------------------- result
-    if test is not None:
-        _, top1 = evaluate(student, test, normalise, device, amp)
-    run.save_network('student.pt', student, student_facts, None if top1 is None else top1 / 100)
     if 'nll' in r.loss:
         np.save(run.folder / 'adaptation.npy', log_adaptation_matrix(theta, accuracy).exp().detach().cpu().numpy())
     seen = (step // per_epoch) * count + (step % per_epoch) * r.batch_size
-    run.finish({**result, 'images_seen': seen, 'top1': top1, 'top1_best': best, 'params': count_parameters(student),
-                'flops': count_multiply_adds(student, channels)})
+    run.finish({**result, 'images_seen': seen})
 
 
-def num_select(r, pool_size):
+def num_select(args, r, pool_size):
     """How many images to keep: an explicit number must fit, the recipe's is capped to half of the pool."""
     if r.select == 'all':
         return pool_size
-    if r.explicit and r.num_select > pool_size:
-        raise UserError(f'num_select={r.num_select}, but the pool holds {pool_size} images: lower --num_select or add images')
-    if not r.explicit and r.num_select > pool_size // 2:
-        say(f'num_select: the recipe {r.recipe} takes {r.num_select}, the pool holds {pool_size}: capped to half of it, {pool_size // 2}')
+    if args.num_select and r.num_select > pool_size:
+        raise utils.UserError(f'num_select={r.num_select}, but the pool holds {pool_size} images: lower --num_select or add images')
+    if not args.num_select and r.num_select > pool_size // 2:
+        utils.say(f'num_select: the recipe {r.recipe} takes {r.num_select}, the pool holds {pool_size}: capped to half, {pool_size // 2}')
         return max(1, pool_size // 2)
     return r.num_select
 
@@ -278,4 +253,4 @@ def score_and_select(run, teacher, pool, normalise, device, amp, r, classes, nam
 
 
 if __name__ == '__main__':
-    run_script(main)
+    utils.run_script(main)

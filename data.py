@@ -12,7 +12,7 @@ import torchvision
 from PIL import Image
 
 from decode import decode_files, to_array
-from utils import UserError, rng
+from utils import UserError, first_line, rng, warn
 
 SIZE = 32  # every network here takes 32 x 32; MNIST's 28 are resized, as published
 
@@ -79,10 +79,19 @@ def load(name, root, train, cache_dir='cache', workers=0):
     except Exception as e:  # urllib's, socket's, torchvision's own: what matters is that it did not come
         raise UserError(
             f"no {name} in --data {root}: neither torchvision's files ({' or '.join(torchvision_files(name, root))}) nor image folders "
-            f'({folder}/{{train,test}}/<class>/*), and the download failed ({type(e).__name__}: {str(e)[:80]}): point --data at one of '
+            f'({folder}/{{train,test}}/<class>/*), and the download failed ({first_line(e)}): point --data at one of '
             'the two, or try --dataset mnist5k, which needs no download'
         ) from None
     return from_torchvision(dataset, DATASETS[name].channels)
+
+
+def load_test(name, root, cache_dir, workers, device):
+    """The test split on the device, or None with a warning: distillation itself needs no test data."""
+    try:
+        return load(name, root, False, cache_dir, workers).to(device)
+    except UserError as e:
+        warn(f'no test data, so nothing is evaluated: {e}')
+        return None
 
 
 def torchvision_files(name, root):

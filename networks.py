@@ -9,7 +9,7 @@ from torch import nn
 
 from lenet import LeNet5, LeNet5Half
 from resnet import ResNet18, ResNet34, ResNet50, ResNet101, ResNet152
-from utils import UserError
+from utils import UserError, evaluate, first_line, say, to_device
 
 RESNETS = {'resnet18': ResNet18, 'resnet34': ResNet34, 'resnet50': ResNet50, 'resnet101': ResNet101, 'resnet152': ResNet152}
 LENETS = {'lenet5': LeNet5, 'lenet5half': LeNet5Half}
@@ -17,13 +17,14 @@ ARCHS = [*LENETS, *RESNETS]
 LENET_WIDTH = {'lenet5': 6, 'lenet5half': 3}  # channels of the first convolution, as a ResNet's width is
 
 
-def resolve_width(arch, width):
-    """The width that `arch` is built with, `width` being the user's or None: 64 as published for a ResNet.
+def resolve_width(arch, width, teacher=None):
+    """The width that `arch` is built with, `width` being the user's or None: for a ResNet that of the ResNet whose facts
+    `teacher` are, else 64 as published.
 
     Raises UserError for a LeNet of another width than its own.
     """
     if arch in RESNETS:
-        return width or 64
+        return width or (teacher['width'] if teacher and teacher['arch'] in RESNETS else 64)
     if width not in (None, LENET_WIDTH[arch]):
         raise UserError(f'--width {width}, but {arch} has one width: leave --width out, or take a resnet with --arch')
     return LENET_WIDTH[arch]
@@ -98,8 +99,7 @@ def load_network(path):
         net = build(facts['arch'], facts['width'], facts['classes'], facts['channels'])
         net.load_state_dict(state)
     except (pickle.UnpicklingError, RuntimeError, KeyError, TypeError, EOFError, ValueError) as e:
-        reason = str(e).strip().splitlines()[0][:160] if str(e).strip() else type(e).__name__
-        raise UserError(f'{path} is not a network that this project saved ({reason}): train one with teacher-train.py, '
+        raise UserError(f'{path} is not a network that this project saved ({first_line(e)}): train one with teacher-train.py, '
                         'or write yours with networks.save_network (see the README)') from None
     return net.eval(), facts
 
@@ -129,3 +129,23 @@ def find_teacher(where, dataset):
         names = ', '.join(str(p.parent) for p in found)
         raise UserError(f'{len(found)} {dataset} teachers in {where}, and one is needed: pass --teacher_dir with one of {names}')
     return found[0]
+
+
+def load_teacher(where, dataset, device):
+    """The teacher at `where` (see `find_teacher`), frozen, on the device: (network, facts, file). Raises UserError also for the
+    teacher of another data set."""
+    path = find_teacher(where, dataset)
+    net, facts = load_network(path)
+    if facts['dataset'] != dataset:
+        raise UserError(f'{path} is a teacher of {facts["dataset"]}, and --dataset is {dataset}: change one of the two')
+    return to_device(net, device).requires_grad_(False), facts, path
+
+
+def teacher_accuracy(teacher, facts, path, test, normalise, device, amp):
+    """The teacher's top-1 in percent, measured on `test` before anything else is done with it, or, where `test` is None, as its
+    file has it (None where it has none)."""
+    if test is None:
+        return None if facts['accuracy'] is None else 100 * facts['accuracy']
+    _, top1 = evaluate(teacher, test, normalise, device, amp)
+    say(f'teacher {facts["arch"]}, width {facts["width"]}, from {path}: top-1 {top1:.2f}')
+    return top1

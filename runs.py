@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 import torchvision
 
-from networks import save_network, save_tensors
+from networks import count_multiply_adds, count_parameters, save_network, save_tensors
 from utils import UserError, say
 
 
@@ -81,51 +81,63 @@ class Run:
 
     # ------------------------------------------------------------ resume
 
-    def save(self, epoch, step, best, **state):
-        """Writes last.pt: `state` maps names to modules or optimisers (their state_dict is kept) or tensors.
+    def start(self, kind, net, facts, epochs, device, **state):
+        """Begins, or goes on with, a training of `epochs` epochs. Returns (epoch, step), both 0 for a fresh run.
 
-        No random state is needed: every epoch draws its own from the seed (`utils.rng`).
+        kind: 'teacher' or 'student', the name of the network's files. net: the network to keep; facts: see
+        networks.save_network. state: what else `--resume` needs, modules, optimisers or tensors by name; all are restored in
+        place. No random state is among them: every epoch draws its own from the seed (`utils.rng`).
         """
-        state = {k: v.state_dict() if hasattr(v, 'state_dict') else v.detach() for k, v in state.items()}
-        save_tensors(self.folder / 'last.pt', {'epoch': epoch, 'step': step, 'best': best, 'seconds': self.seconds(), **state})
-
-    def load(self, device, **state):
-        """Restores what `save` wrote, in place. Returns (epoch, step, best), (0, 0, None) where nothing was saved."""
-        path = self.folder / 'last.pt'
-        metrics = self.folder / 'metrics.jsonl'
-        if not path.is_file():
+        self.kind, self.net, self.facts, self.epochs = kind, net, facts, epochs
+        self.state = {'net': net, **state}
+        self.top1 = self.best = None
+        last_file, metrics = self.folder / 'last.pt', self.folder / 'metrics.jsonl'
+        if not last_file.is_file():
             metrics.unlink(missing_ok=True)
-            return 0, 0, None
-        last = torch.load(path, map_location=device, weights_only=True)
-        for name, value in state.items():
+            return 0, 0
+        last = torch.load(last_file, map_location=device, weights_only=True)
+        for name, value in self.state.items():
             if hasattr(value, 'load_state_dict'):
                 value.load_state_dict(last[name])
             else:
                 with torch.no_grad():
                     value.copy_(last[name])
-        self.before = last['seconds']
+        self.top1, self.best, self.before = last['top1'], last['best'], last['seconds']
         rows = metrics.read_text().splitlines() if metrics.is_file() else []  # a row more than last.pt knows, if killed between
         metrics.write_text(''.join(row + '\n' for row in rows[: last['epoch']]))
         say(f'resumed {self.folder} after epoch {last["epoch"]}')
-        return last['epoch'], last['step'], last['best']
+        return last['epoch'], last['step']
 
-    # ------------------------------------------------------------ metrics and result
+    def end_epoch(self, epoch, step, lr, means, seconds, test_loss, top1):
+        """Logs the epoch as a row of metrics.jsonl and a line, keeps the best network, and writes last.pt.
 
-    def log(self, row, epochs):
-        """Appends a row to metrics.jsonl and prints it as one line. row: a dict with epoch, step, losses, top1, ..."""
+        means: a utils.Means, its count the images of this epoch. seconds: of its training alone. test_loss and top1 (percent)
+        are None where there is no test data.
+        """
+        row = {'epoch': epoch, 'step': step, 'lr': lr, **means.read(), 'test_loss': test_loss, 'top1': top1,
+               'images_per_s': means.count / seconds, 'seconds': self.seconds()}
         with open(self.folder / 'metrics.jsonl', 'a') as f:
             f.write(json.dumps(row) + '\n')
-        text = [f'epoch {row["epoch"]}/{epochs}', f'step {row["step"]}', f'lr {row["lr"]:.4g}']
+        text = [f'epoch {epoch}/{self.epochs}', f'step {step}', f'lr {lr:.4g}']
         text += [f'{k} {v:.4f}' for k, v in row.items() if 'loss' in k and v is not None]
-        text += [f'top1 {row["top1"]:.2f}'] if row['top1'] is not None else []
+        text += [f'top1 {top1:.2f}'] if top1 is not None else []
         say('  '.join([*text, f'{row["images_per_s"]:.0f} img/s', f'{row["seconds"]:.0f} s']))
+        if top1 is not None and (self.best is None or top1 > self.best):
+            self.best = top1
+            self._save_network(f'{self.kind}-best.pt', top1)
+        self.top1 = top1
+        state = {k: v.state_dict() if hasattr(v, 'state_dict') else v.detach() for k, v in self.state.items()}
+        save_tensors(self.folder / 'last.pt', {'epoch': epoch, 'step': step, 'top1': top1, 'best': self.best, 'seconds': self.seconds(),
+                                               **state})
 
-    def save_network(self, name, net, facts, accuracy):
-        save_network(self.folder / name, net, {**facts, 'accuracy': accuracy})
+    def _save_network(self, name, top1):
+        save_network(self.folder / name, self.net, {**self.facts, 'accuracy': None if top1 is None else top1 / 100})
 
     def finish(self, result):
-        """Writes result.json and prints the RESULT line, the last on stdout."""
-        result = {**result, 'seconds': round(self.seconds(), 1), 'run': self.name}
+        """Writes the last epoch's network and result.json, and prints the RESULT line, the last on stdout."""
+        self._save_network(f'{self.kind}.pt', self.top1)
+        result = {**result, 'top1': self.top1, 'top1_best': self.best, 'params': count_parameters(self.net),
+                  'flops': count_multiply_adds(self.net, self.facts['channels']), 'seconds': round(self.seconds(), 1), 'run': self.name}
         write_json(self.folder / 'result.json', result)
         print_result(result)
 

@@ -8,14 +8,14 @@ MNIST: LeNet-5, Adam 1e-3, batch 256, 10 epochs.
 """
 
 import time
+from types import SimpleNamespace
 
 import torch.nn.functional as F
 
+import utils
 from data import DATASETS, EpochPlan, Normalise, load
-from networks import ARCHS, build, count_multiply_adds, count_parameters, resolve_width
+from networks import ARCHS, build, count_parameters, resolve_width
 from runs import Run, print_result
-from utils import (SCHEDULES, Means, Parser, add_common_arguments, at_least, autocast, evaluate, learning_rate, make_optimizer, name_in,
-                   pick_amp, pick_device, progress, run_script, say, seed_init, set_lr, to_device)
 
 RECIPES = {
     'resnet': dict(epochs=200, batch_size=128, optimizer='sgd', lr=0.1, schedule='steps', milestones=(0.4, 0.6), augment=True),
@@ -26,15 +26,14 @@ RECIPES = {
 
 
 def parse():
-    parser = Parser(__doc__.split('\n')[0])
-    g = add_common_arguments(parser, DATASETS)
-    g.add_argument('--arch', type=name_in(ARCHS), metavar='NAME', help="the data set's teacher (LeNet-5, ResNet-34) unless given: one of "
-                   + ', '.join(ARCHS))
-    g.add_argument('--width', type=at_least(int, 1), help="channels of a ResNet's first stage: 64 as published; 16 and 32 make CPU runs possible")
-    g.add_argument('--epochs', type=at_least(int, 1), help='the published number unless given; the schedule keeps its shape')
-    g.add_argument('--batch_size', type=at_least(int, 2), help='change --lr with it')
-    g.add_argument('--lr', type=at_least(float, 0, strict=True), help='at the start, or the peak of one cycle; lower it if the loss turns to NaN')
-    g.add_argument('--schedule', choices=SCHEDULES, help='onecycle gets furthest where epochs are few')
+    parser = utils.Parser(__doc__.split('\n')[0])
+    g = utils.add_common_arguments(parser, DATASETS)
+    g.add_argument('--arch', type=utils.name_in(ARCHS), metavar='NAME',
+                   help=f"the data set's teacher (LeNet-5, ResNet-34) unless given: one of {', '.join(ARCHS)}")
+    g.add_argument('--width', type=utils.at_least(int, 1),
+                   help="channels of a ResNet's first stage: 64 as published; 16 and 32 make CPU runs possible")
+    g.add_argument('--epochs', type=utils.at_least(int, 1), help='the published number unless given; the schedule keeps its shape')
+    utils.add_optimizer_arguments(g)
     return parser.parse_args()
 
 
@@ -44,44 +43,41 @@ def main():
     info = DATASETS[args.dataset]
     arch = args.arch or info.teacher
     width = resolve_width(arch, args.width)
-    recipe = dict(RECIPES[args.dataset if args.dataset in RECIPES else 'lenet' if info.channels == 1 else 'resnet'])
-    recipe |= {k: v for k in ('epochs', 'batch_size', 'lr', 'schedule') if (v := getattr(args, k)) is not None}
-    device = pick_device(args.device)
-    amp = pick_amp(args.amp, device, arch)
-    settings = vars(args) | recipe | {'arch': arch, 'width': width, 'amp': amp, 'device': device.type}
+    device = utils.pick_device(args.device)
+    amp = utils.pick_amp(args.amp, device, arch)
+    recipe = RECIPES[args.dataset if args.dataset in RECIPES else 'lenet' if arch.startswith('lenet') else 'resnet']
+    r = SimpleNamespace(**utils.override(recipe, args))
+    shown = vars(r) | {'arch': arch, 'width': width, 'device': device.type, 'amp': amp}
     method = 'student' if arch == info.student else 'teacher'
-    epochs, batch_size = recipe['epochs'], recipe['batch_size']
 
     # ---------------------------------------------------------------- data, network, run
     train = load(args.dataset, args.data, True, args.cache_dir, args.workers).to(device)
     test = load(args.dataset, args.data, False, args.cache_dir, args.workers).to(device)
-    normalise = Normalise(info.mean, info.std, device)
-    seed_init(args.seed, 'teacher')
-    net = to_device(build(arch, width, info.classes, info.channels), device)
-    run = Run(args, f'{args.dataset}-{method}-{arch}-w{width}-s{args.seed}', device, settings)
+    run = Run(args, f'{args.dataset}-{method}-{arch}-w{width}-s{args.seed}', device, vars(args) | shown)
+    utils.say_settings(shown)
     if run.finished():
         return print_result(run.finished())
-    facts = info.facts(args.dataset, arch, width)
-    optimizer = make_optimizer(recipe['optimizer'], net.parameters(), recipe['lr'])
-    epoch, step, best = run.load(device, net=net, optimizer=optimizer)
-    plan = EpochPlan(len(train.labels), batch_size, args.seed, 0, recipe['augment'], info.flip)
-    steps = epochs * len(plan)
-    say(f'{method}: {arch}, width {width}, {count_parameters(net):,} parameters, on {len(train.labels)} images of {args.dataset}')
-    say('settings: ' + ', '.join(f'{k} {v}' for k, v in recipe.items()) + f', steps {steps}, device {device}, amp {amp}')
+    count = len(train.labels)
+    normalise = Normalise(info.mean, info.std, device)
+    utils.seed_init(args.seed, 'teacher')
+    net = utils.to_device(build(arch, width, info.classes, info.channels), device)
+    optimizer = utils.make_optimizer(r.optimizer, net.parameters(), r.lr)
+    epoch, step = run.start(method, net, info.facts(args.dataset, arch, width), r.epochs, device, optimizer=optimizer)
+    steps = r.epochs * -(-count // r.batch_size)
+    utils.say(f'{method}: {arch}, width {width}, {count_parameters(net):,} parameters, on {count} images of {args.dataset}')
 
     # ---------------------------------------------------------------- train
-    test_loss = top1 = None
-    while epoch < epochs:
+    while epoch < r.epochs:
         epoch += 1
         net.train()
-        means, start = Means(), time.time()
-        plan = EpochPlan(len(train.labels), batch_size, args.seed, epoch, recipe['augment'], info.flip)
-        with progress(total=len(train.labels), desc=f'epoch {epoch}/{epochs}') as bar:
+        means, start = utils.Means(), time.time()
+        plan = EpochPlan(count, r.batch_size, args.seed, epoch, r.augment, info.flip)
+        with utils.progress(total=count, desc=f'epoch {epoch}/{r.epochs}') as bar:
             for indices, augment in plan:
-                lr = learning_rate(recipe['lr'], recipe['schedule'], recipe['milestones'], step, steps)
-                set_lr(optimizer, lr)
+                lr = utils.learning_rate(r.lr, r.schedule, r.milestones, step, steps)
+                utils.set_lr(optimizer, lr)
                 indices = indices.to(device)
-                with autocast(device, amp):
+                with utils.autocast(device, amp):
                     logits = net(normalise(augment(train.images[indices])))
                 loss = F.cross_entropy(logits.float(), train.labels[indices])
                 optimizer.zero_grad(set_to_none=True)
@@ -90,26 +86,17 @@ def main():
                 means.add(len(indices), loss=loss)
                 step += 1
                 bar.update(len(indices))
-        losses = means.read()  # waits for the device
+        means.read()  # waits for the device
         seconds = time.time() - start
-        test_loss, top1 = evaluate(net, test, normalise, device, amp)
-        if best is None or top1 > best:
-            best = top1
-            run.save_network(f'{method}-best.pt', net, facts, top1 / 100)
-        run.log({'epoch': epoch, 'step': step, 'lr': lr, **losses, 'test_loss': test_loss, 'top1': top1,
-                 'images_per_s': len(train.labels) / seconds, 'seconds': run.seconds()}, epochs)
-        run.save(epoch, step, best, net=net, optimizer=optimizer)
+        run.end_epoch(epoch, step, lr, means, seconds, *utils.evaluate(net, test, normalise, device, amp))
 
     # ---------------------------------------------------------------- result
-    _, top1 = evaluate(net, test, normalise, device, amp)
-    run.save_network(f'{method}.pt', net, facts, top1 / 100)
     run.finish({
         'script': 'teacher-train.py', 'method': method, 'recipe': None, 'select': None, 'loss': 'ce', 'dataset': args.dataset, 'arch': arch,
-        'width': width, 'seed': args.seed, 'epochs': epochs, 'steps': step, 'images_seen': epochs * len(train.labels), 'num_select': None,
-        'wild': None, 'top1': top1, 'top1_best': best, 'teacher_top1': None, 'params': count_parameters(net),
-        'flops': count_multiply_adds(net, info.channels),
+        'width': width, 'seed': args.seed, 'epochs': r.epochs, 'steps': step, 'images_seen': r.epochs * count, 'num_select': None,
+        'wild': None, 'teacher_top1': None,
     })
 
 
 if __name__ == '__main__':
-    run_script(main)
+    utils.run_script(main)

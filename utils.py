@@ -17,6 +17,11 @@ class UserError(Exception):
     """Something the user can mend. The message is one line: what was given, what was expected, what to do."""
 
 
+def first_line(error):
+    """What went wrong, short enough for one line."""
+    return f'{type(error).__name__}: {(str(error).strip() or "no message").splitlines()[0][:120]}'
+
+
 def run_script(main):
     """Calls `main`; a UserError becomes one line on stderr and exit code 2, an interrupt exit code 130."""
     script = Path(sys.argv[0]).name
@@ -103,6 +108,30 @@ def add_common_arguments(parser, datasets):
     return g
 
 
+def add_optimizer_arguments(g):
+    """What the scripts that train on given images share."""
+    g.add_argument('--batch_size', type=at_least(int, 2), help='change --lr with it')
+    g.add_argument('--lr', type=at_least(float, 0, strict=True),
+                   help='at the start, or the peak of one cycle; lower it if the loss turns to NaN')
+    g.add_argument('--schedule', choices=SCHEDULES, help='onecycle gets furthest where epochs are few')
+
+
+def override(recipe, args):
+    """The recipe, a dict, with the explicit flags put over it."""
+    return {k: v if getattr(args, k, None) is None else getattr(args, k) for k, v in recipe.items()}
+
+
+def say_settings(settings):
+    say('settings: ' + ', '.join(f'{k} {v:g}' if isinstance(v, float) else f'{k} {v}' for k, v in settings.items()))
+
+
+def add_student_arguments(g, archs):
+    """What the scripts that distil a student from a teacher share."""
+    g.add_argument('--teacher_dir', metavar='PATH', help="the teacher: an output folder, a run's folder or a file (default: --output_dir)")
+    g.add_argument('--arch', type=name_in(archs), metavar='NAME', help='the student: LeNet-5-Half or ResNet-18 unless given')
+    g.add_argument('--width', type=at_least(int, 1), help="a ResNet student's width (default: the teacher's)")
+
+
 # ---------------------------------------------------------------- device, precision, seeds
 
 
@@ -114,7 +143,7 @@ def pick_device(name):
         device = torch.device(name)
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as e:
-        raise UserError(f'--device {name} is not usable here ({str(e).splitlines()[0][:100]}): try --device auto') from None
+        raise UserError(f'--device {name} is not usable here ({first_line(e)}): try --device auto') from None
     if device.type == 'cuda':  # the same command and seed, the same result
         os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
         torch.use_deterministic_algorithms(True, warn_only=True)
@@ -222,10 +251,12 @@ class Means:
 
 @torch.no_grad()
 def evaluate(net, split, normalise, device, amp, batch_size=500):
-    """(mean cross entropy, top-1 in percent) of `net` on a labelled split, at any batch size the same.
+    """(mean cross entropy, top-1 in percent) of `net` on a labelled split, at any batch size the same; (None, None) without one.
 
-    split: has `images` (N, C, H, W) uint8 and `labels` (N,). normalise: uint8 batch -> float batch.
+    split: has `images` (N, C, H, W) uint8 and `labels` (N,), or is None. normalise: uint8 batch -> float batch.
     """
+    if split is None:
+        return None, None
     net.eval()
     loss, correct = 0.0, 0
     for i in range(0, len(split.labels), batch_size):

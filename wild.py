@@ -13,7 +13,7 @@ from PIL import Image
 import demo_pool
 from data import SIZE
 from decode import decode_dataset, decode_files
-from utils import UserError, say
+from utils import UserError, first_line, say
 
 # torchvision sets by name, used without their labels: (constructor, its arguments)
 SETS = {
@@ -89,7 +89,7 @@ def open_set(name, channels, data_dir, cache_dir):
                 return make(data_dir, download=True, **arguments)
         except Exception as e:  # no network, a broken file, scipy missing for SVHN
             raise UserError(f"the wild pool {name} is not in --data {data_dir} as torchvision's files, and can't be downloaded "
-                            f'({type(e).__name__}: {str(e)[:80]}): name a folder of images with --wild, or `--wild demo`') from None
+                            f'({first_line(e)}): name a folder of images with --wild, or `--wild demo`') from None
 
     images, rows = decode_dataset(dataset, SIZE, channels, cache_dir, name, ['torchvision', name, str(Path(data_dir).resolve())])
     return images, rows, lambda i: f'{name}[{i}]'
