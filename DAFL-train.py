@@ -10,7 +10,9 @@ import time
 from types import SimpleNamespace
 
 import torch
+import torch.nn.functional as F
 
+import distributed
 import utils
 from data import DATASETS, Normalise, load_test
 from generator import Generator
@@ -89,22 +91,27 @@ def main():
         for _ in utils.progress(range(EPOCH_STEPS), desc=f'epoch {epoch}/{r.epochs}', unit='step'):
             lr = utils.learning_rate(r.lr, r.schedule, r.milestones, step, steps)
             utils.set_lr(optimizer_S, lr)
-            z = torch.randn(r.batch_size, r.latent_dim, generator=noise).to(device)
+            first, last, weight = distributed.own(0, r.batch_size)
+            z = torch.randn(r.batch_size, r.latent_dim, generator=noise)[first:last].to(device)
             with utils.autocast(device, amp):
                 images = generator(z)  # (B, channels, 32, 32), already in the teacher's normalised space
                 t, feature = teacher(images, out_feature=True)
                 s = student(images.detach())
             t, s = t.float(), s.float()
-            loss_oh, loss_ie, loss_a = one_hot_loss(t), information_entropy_loss(t), activation_loss(feature.float())
+            p = distributed.mean_with_gradient(F.softmax(t, dim=1).mean(dim=0) * weight)  # (classes,), over the global batch
+            loss_oh, loss_ie, loss_a = one_hot_loss(t), information_entropy_loss(p), activation_loss(feature.float())
             loss_kd = kd_loss(s, t.detach(), T=1)
-            loss = r.oh * loss_oh + r.ie * loss_ie + r.a * loss_a + loss_kd
+            loss_mean = r.oh * loss_oh + r.a * loss_a + loss_kd  # a mean over this process's images; the entropy is over all
             optimizer_G.zero_grad(set_to_none=True)
             optimizer_S.zero_grad(set_to_none=True)
-            loss.backward()  # the generator learns from the first three terms, the student from the last
+            (loss_mean * weight + r.ie * loss_ie).backward()  # the generator learns from the first three terms, the student from the last
+            distributed.average_gradients(generator, student)
             optimizer_G.step()
             optimizer_S.step()
-            means.add(r.batch_size, loss=loss, loss_oh=loss_oh, loss_ie=loss_ie, loss_a=loss_a, loss_kd=loss_kd)
+            means.add(r.batch_size, weight, loss=loss_mean + r.ie * loss_ie, loss_oh=loss_oh, loss_ie=loss_ie, loss_a=loss_a,
+                      loss_kd=loss_kd)
             step += 1
+        distributed.same_buffers(generator, student)
         means.read()  # waits for the device
         seconds = time.time() - start
         run.end_epoch(epoch, step, lr, means, seconds, *utils.evaluate(student, test, normalise, device, amp))

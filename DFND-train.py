@@ -15,6 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+import distributed
 import utils
 from data import DATASETS, EpochPlan, Normalise, load, load_test
 from losses import kd_loss, log_adaptation_matrix, noisy_nll
@@ -50,8 +51,8 @@ def parse():
     utils.add_student_arguments(g, ARCHS)
     g.add_argument('--recipe', choices=RECIPES, help='sets what is not given (default: lenet for LeNets, else corrected)')
     g.add_argument('--epochs', type=utils.at_least(int, 1), help="passes over the selected images (default: the recipe's formula)")
-    g.add_argument('--steps', type=utils.at_least(int, 1), help='stop after so many batches, in place of --epochs: to compare selections of '
-                   'different size')
+    g.add_argument('--steps', type=utils.at_least(int, 1),
+                   help='stop after so many batches, in place of --epochs: to compare selections of different size')
     utils.add_optimizer_arguments(g)
     g.add_argument('--T', type=positive, help='temperature of the distillation')
     g.add_argument('--loss', choices=LOSSES, help='terms of the loss: kd, distillation; nll, the noise-adapted likelihood; ce, cross '
@@ -179,7 +180,7 @@ def main():
         means, start = utils.Means(), time.time()
         plan = EpochPlan(count, r.batch_size, args.seed, epoch, r.augment, info.flip)
         with utils.progress(total=count, desc=f'epoch {epoch}/{r.epochs}') as bar:
-            for indices, augment in plan:
+            for indices, augment, size, weight in plan:
                 if step == r.steps:
                     break
                 lr = utils.learning_rate(r.lr, r.schedule, r.milestones, step, r.steps)
@@ -202,18 +203,20 @@ def main():
                 loss = sum(terms.values())
                 optimizer.zero_grad(set_to_none=True)
                 optimizer_theta.zero_grad(set_to_none=True)
-                loss.backward()
+                (loss * weight).backward()
+                distributed.average_gradients(student, *([theta] if 'nll' in r.loss else []))
                 optimizer.step()
                 optimizer_theta.step()
-                means.add(len(indices), loss=loss, **terms)
+                means.add(size, weight, loss=loss, **terms)
                 step += 1
-                bar.update(len(indices))
+                bar.update(size)
+        distributed.same_buffers(student)
         means.read()  # waits for the device
         seconds = time.time() - start
         run.end_epoch(epoch, step, lr, means, seconds, *utils.evaluate(student, test, normalise, device, amp))
 
     # ---------------------------------------------------------------- result
-    if 'nll' in r.loss:
+    if 'nll' in r.loss and distributed.rank() == 0:
         np.save(run.folder / 'adaptation.npy', log_adaptation_matrix(theta, accuracy).exp().detach().cpu().numpy())
     seen = (step // per_epoch) * count + (step % per_epoch) * r.batch_size
     run.finish({**result, 'images_seen': seen})
@@ -239,16 +242,17 @@ def for_channels(statistics, channels):
 def score_and_select(run, teacher, pool, normalise, device, amp, r, classes, names, seed):
     """(noise, pseudo-labels, chosen indices), kept in the run's folder so that a resumed run neither scores again nor chooses anew."""
     kept = run.folder / 'selection.npz'
-    if kept.is_file():
+    if distributed.on_first(kept.is_file):
         with np.load(kept) as f:
             return f['noise'], f['labels'], f['chosen']
     noise, labels = score(teacher, pool, normalise, device, amp)
     chosen = select(noise, labels, r.num_select, r.select, classes, seed)
-    write_csv(run.folder / 'selection.csv', pool, noise, labels, chosen)
-    write_thumbnails(run.folder / 'thumbnails.npz', pool, noise, labels, names)
-    partial = kept.with_name('selection.partial.npz')
-    np.savez(partial, noise=noise, labels=labels, chosen=chosen)
-    partial.rename(kept)
+    if distributed.rank() == 0:
+        write_csv(run.folder / 'selection.csv', pool, noise, labels, chosen)
+        write_thumbnails(run.folder / 'thumbnails.npz', pool, noise, labels, names)
+        partial = kept.with_name('selection.partial.npz')
+        np.savez(partial, noise=noise, labels=labels, chosen=chosen)
+        partial.rename(kept)
     return noise, labels, chosen
 
 

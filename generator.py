@@ -29,4 +29,5 @@ class Generator(nn.Module):
         x = F.leaky_relu(self.bn1(self.conv1(x)), 0.2)
         x = F.interpolate(x, scale_factor=2)  # (B, 128, img_size, img_size)
         x = F.leaky_relu(self.bn2(self.conv2(x)), 0.2)
-        return self.bn3(self.conv3(x).tanh())
+        # In float32 also under autocast: bfloat16's tanh is exactly 1 from 3.5 on, where its gradient dies and the images with it.
+        return self.bn3(self.conv3(x).float().tanh())

@@ -59,12 +59,11 @@ def one_hot_loss(teacher):
     return F.cross_entropy(teacher, teacher.argmax(dim=1))
 
 
-def information_entropy_loss(teacher):
-    """sum_c p_c log10 p_c of the batch's mean prediction p: smallest, -log10 C, when the classes are balanced.
+def information_entropy_loss(p):
+    """sum_c p_c log10 p_c: smallest, -log10 C, when the classes are balanced.
 
-    teacher: logits (B, C). The base of 10 is the published code's.
+    p: (C,), the mean over the batch of softmax(t). The base of 10 is the published code's.
     """
-    p = F.softmax(teacher, dim=1).mean(dim=0)  # (C,)
     return (p * torch.log10(p.clamp_min(torch.finfo(p.dtype).tiny))).sum()
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 import torchvision
 
+import distributed
 from networks import count_multiply_adds, count_parameters, save_network, save_tensors
 from utils import UserError, say
 
@@ -23,7 +24,8 @@ def write_json(path, content):
 
 def hardware(device):
     name = torch.cuda.get_device_name(device) if device.type == 'cuda' else cpu_name()
-    return {'device': device.type, 'name': name, 'cpus': os.cpu_count(), 'threads': torch.get_num_threads()}
+    return {'device': device.type, 'name': name, 'cpus': os.cpu_count(), 'threads': torch.get_num_threads(),
+            'processes': distributed.world()}
 
 
 def cpu_name():
@@ -50,6 +52,9 @@ class Run:
         self.name = self.folder.name
         self.started = time.time()
         self.before = 0.0  # seconds of the sittings before this one
+        distributed.on_first(self._open, args, device, settings)
+
+    def _open(self, args, device, settings):
         config_file = self.folder / 'config.json'
         if config_file.is_file():
             if not args.resume:
@@ -93,7 +98,7 @@ class Run:
         self.top1 = self.best = None
         last_file, metrics = self.folder / 'last.pt', self.folder / 'metrics.jsonl'
         if not last_file.is_file():
-            metrics.unlink(missing_ok=True)
+            distributed.on_first(lambda: metrics.unlink(missing_ok=True))
             return 0, 0
         last = torch.load(last_file, map_location=device, weights_only=True)
         for name, value in self.state.items():
@@ -103,8 +108,9 @@ class Run:
                 with torch.no_grad():
                     value.copy_(last[name])
         self.top1, self.best, self.before = last['top1'], last['best'], last['seconds']
-        rows = metrics.read_text().splitlines() if metrics.is_file() else []  # a row more than last.pt knows, if killed between
-        metrics.write_text(''.join(row + '\n' for row in rows[: last['epoch']]))
+        if distributed.rank() == 0:
+            rows = metrics.read_text().splitlines() if metrics.is_file() else []  # a row more than last.pt knows, if killed between
+            metrics.write_text(''.join(row + '\n' for row in rows[: last['epoch']]))
         say(f'resumed {self.folder} after epoch {last["epoch"]}')
         return last['epoch'], last['step']
 
@@ -116,6 +122,9 @@ class Run:
         """
         row = {'epoch': epoch, 'step': step, 'lr': lr, **means.read(), 'test_loss': test_loss, 'top1': top1,
                'images_per_s': means.count / seconds, 'seconds': self.seconds()}
+        self.top1 = top1
+        if distributed.rank() > 0:
+            return
         with open(self.folder / 'metrics.jsonl', 'a') as f:
             f.write(json.dumps(row) + '\n')
         text = [f'epoch {epoch}/{self.epochs}', f'step {step}', f'lr {lr:.4g}']
@@ -125,7 +134,6 @@ class Run:
         if top1 is not None and (self.best is None or top1 > self.best):
             self.best = top1
             self._save_network(f'{self.kind}-best.pt', top1)
-        self.top1 = top1
         state = {k: v.state_dict() if hasattr(v, 'state_dict') else v.detach() for k, v in self.state.items()}
         save_tensors(self.folder / 'last.pt', {'epoch': epoch, 'step': step, 'top1': top1, 'best': self.best, 'seconds': self.seconds(),
                                                **state})
@@ -135,6 +143,8 @@ class Run:
 
     def finish(self, result):
         """Writes the last epoch's network and result.json, and prints the RESULT line, the last on stdout."""
+        if distributed.rank() > 0:
+            return
         self._save_network(f'{self.kind}.pt', self.top1)
         result = {**result, 'top1': self.top1, 'top1_best': self.best, 'params': count_parameters(self.net),
                   'flops': count_multiply_adds(self.net, self.facts['channels']), 'seconds': round(self.seconds(), 1), 'run': self.name}
@@ -143,5 +153,6 @@ class Run:
 
 
 def print_result(result):
-    sys.stderr.flush()
-    print('RESULT ' + json.dumps(result), flush=True)
+    if distributed.rank() == 0:
+        sys.stderr.flush()
+        print('RESULT ' + json.dumps(result), flush=True)

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+import distributed
 from utils import UserError, autocast, progress, rng
 
 SELECT = ('balanced', 'confidence', 'random', 'all')
@@ -19,16 +20,19 @@ def score(teacher, pool, normalise, device, amp, batch_size=512):
     pool: has len() and take(indices) -> uint8 (B, C, H, W). Returns (noise (N,) float32 in nats, low is clean,
     pseudo_label (N,) int64), as numpy arrays. Raises UserError when the teacher's output is not finite.
     """
-    noise = np.empty(len(pool), np.float32)
-    labels = np.empty(len(pool), np.int64)
+    noise = np.zeros(len(pool), np.float32)
+    labels = np.zeros(len(pool), np.int64)
     with progress(total=len(pool), desc='score') as bar:
-        for i in range(0, len(pool), batch_size):
+        # Of several processes each scores whole batches of the same fixed cut: the numbers are those of one process, bit by bit.
+        for i in range(distributed.rank() * batch_size, len(pool), distributed.world() * batch_size):
             rows = np.arange(i, min(i + batch_size, len(pool)))
             with autocast(device, amp):
                 logits = teacher(normalise(pool.take(rows).to(device))).float()  # (B, num_classes)
             confidence, label = F.log_softmax(logits, dim=1).max(dim=1)
-            noise[rows], labels[rows] = -confidence.cpu().numpy(), label.cpu().numpy()
-            bar.update(len(rows))
+            noise[rows], labels[rows] = confidence.abs().cpu().numpy(), label.cpu().numpy()  # abs, and not minus: no -0
+            bar.update(len(rows) * distributed.world())
+    for part in (noise, labels):
+        part[:] = distributed.total(torch.from_numpy(part).to(device)).cpu().numpy()  # every other process holds 0 there
     if not np.isfinite(noise).all():
         raise UserError(f'the teacher gives {np.count_nonzero(~np.isfinite(noise))} of {len(noise)} wild images a noise that is not '
                         'finite: try --amp off, or check the teacher')

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import torch.nn.functional as F
 
+import distributed
 import utils
 from data import DATASETS, EpochPlan, Normalise, load
 from networks import ARCHS, build, count_parameters, resolve_width
@@ -73,7 +74,7 @@ def main():
         means, start = utils.Means(), time.time()
         plan = EpochPlan(count, r.batch_size, args.seed, epoch, r.augment, info.flip)
         with utils.progress(total=count, desc=f'epoch {epoch}/{r.epochs}') as bar:
-            for indices, augment in plan:
+            for indices, augment, size, weight in plan:
                 lr = utils.learning_rate(r.lr, r.schedule, r.milestones, step, steps)
                 utils.set_lr(optimizer, lr)
                 indices = indices.to(device)
@@ -81,11 +82,13 @@ def main():
                     logits = net(normalise(augment(train.images[indices])))
                 loss = F.cross_entropy(logits.float(), train.labels[indices])
                 optimizer.zero_grad(set_to_none=True)
-                loss.backward()
+                (loss * weight).backward()
+                distributed.average_gradients(net)
                 optimizer.step()
-                means.add(len(indices), loss=loss)
+                means.add(size, weight, loss=loss)
                 step += 1
-                bar.update(len(indices))
+                bar.update(size)
+        distributed.same_buffers(net)
         means.read()  # waits for the device
         seconds = time.time() - start
         run.end_epoch(epoch, step, lr, means, seconds, *utils.evaluate(net, test, normalise, device, amp))

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
+import distributed
+
 
 class UserError(Exception):
     """Something the user can mend. The message is one line: what was given, what was expected, what to do."""
@@ -35,7 +37,8 @@ def run_script(main):
 
 
 def fail(script, message):
-    print(f'{script}: error: {" ".join(message.split())}', file=sys.stderr, flush=True)
+    if distributed.rank() == 0:
+        print(f'{script}: error: {" ".join(message.split())}', file=sys.stderr, flush=True)
     return 2
 
 
@@ -147,7 +150,7 @@ def pick_device(name):
     if device.type == 'cuda':  # the same command and seed, the same result
         os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
         torch.use_deterministic_algorithms(True, warn_only=True)
-    return device
+    return distributed.start(device)
 
 
 def has_bf16(device):
@@ -229,20 +232,27 @@ def make_optimizer(name, parameters, lr):
     return torch.optim.Adam(parameters, lr=lr)
 
 
+def exact(tensor):
+    """In double precision, for sums; but for Apple's GPUs, which have none."""
+    return tensor if tensor.device.type == 'mps' else tensor.double()
+
+
 class Means:
     """Means of named values over an epoch, summed on the device: reading them is the only wait for it."""
 
     def __init__(self):
         self.sums, self.count = {}, 0
 
-    def add(self, count, **values):
+    def add(self, count, weight=1.0, **values):
+        """values: means over this process's share of a batch of `count` images; weight: see distributed.own."""
         for name, value in values.items():
-            self.sums[name] = self.sums.get(name, 0) + value.detach().double() * count
+            self.sums[name] = self.sums.get(name, 0) + exact(value.detach()) * (count * weight)
         self.count += count
 
     def read(self):
-        """name -> mean, as floats. Raises UserError when one is not finite."""
-        means = {name: float(value) / self.count for name, value in self.sums.items()}
+        """name -> mean over all processes, as floats. Raises UserError when one is not finite."""
+        sums = distributed.total(torch.stack(list(self.sums.values()))) / distributed.world()
+        means = dict(zip(self.sums, (sums / self.count).tolist()))
         for name, value in means.items():
             if not math.isfinite(value):
                 raise UserError(f'{name} became {value}: lower --lr, or turn --amp off; the last finished epoch is kept')
@@ -258,26 +268,30 @@ def evaluate(net, split, normalise, device, amp, batch_size=500):
     if split is None:
         return None, None
     net.eval()
-    loss, correct = 0.0, 0
-    for i in range(0, len(split.labels), batch_size):
+    sums = exact(torch.zeros(2, device=device))  # of the loss, and of the correct answers
+    for i in range(distributed.rank() * batch_size, len(split.labels), distributed.world() * batch_size):
         labels = split.labels[i : i + batch_size].to(device)
         with autocast(device, amp):
             logits = net(normalise(split.images[i : i + batch_size].to(device))).float()
-        loss += F.cross_entropy(logits, labels, reduction='sum').double()
-        correct += (logits.argmax(dim=1) == labels).sum()
-    return float(loss) / len(split.labels), 100 * int(correct) / len(split.labels)
+        sums[0] += F.cross_entropy(logits, labels, reduction='none').to(sums.dtype).sum()
+        sums[1] += (logits.argmax(dim=1) == labels).sum()
+    loss, correct = distributed.total(sums).tolist()
+    return loss / len(split.labels), 100 * round(correct) / len(split.labels)
 
 
 def progress(iterable=None, total=None, unit='img', **kw):
     """A tqdm bar on a terminal, nothing in a log. It clears itself, so that the plain lines stand alone."""
-    return tqdm(iterable, total=total, unit=unit, unit_scale=True, leave=False, dynamic_ncols=True, disable=not sys.stderr.isatty(), **kw)
+    quiet = distributed.rank() > 0 or not sys.stderr.isatty()
+    return tqdm(iterable, total=total, unit=unit, unit_scale=True, leave=False, dynamic_ncols=True, disable=quiet, **kw)
 
 
 def say(line):
-    """A plain line on stdout, above any bar."""
-    tqdm.write(line)
-    sys.stdout.flush()
+    """A plain line on stdout, above any bar; from one process of several."""
+    if distributed.rank() == 0:
+        tqdm.write(line)
+        sys.stdout.flush()
 
 
 def warn(line):
-    tqdm.write(f'warning: {line}', file=sys.stderr)
+    if distributed.rank() == 0:
+        tqdm.write(f'warning: {line}', file=sys.stderr)

@@ -11,6 +11,7 @@ import torchvision
 from PIL import Image
 
 import demo_pool
+import distributed
 from data import SIZE
 from decode import decode_dataset, decode_files
 from utils import UserError, first_line, say
@@ -66,18 +67,21 @@ def open_pool(sources, channels, data_dir, cache_dir, workers):
     'demo'. channels: 1 or 3, as the teacher takes. Raises UserError for a source that is neither, or holds no image."""
     parts, names = [], []
     for source in sources:
-        if source == 'demo':
-            images = demo_pool.draw(SIZE)
-            images = np.repeat(images, channels, axis=1)
-            parts.append((images, np.arange(len(images)), lambda i: f'demo[{i}]'))
-        elif source.lower() in SETS:
-            parts.append(open_set(source.lower(), channels, data_dir, cache_dir))
-        else:
-            parts.append(open_folder(source, channels, cache_dir, workers))
+        with distributed.in_turn():
+            parts.append(open_source(source, channels, data_dir, cache_dir, workers))
         names.append(source.lower() if source.lower() in SETS else Path(source).resolve().name)
     pool = Pool(parts, '+'.join(names))
     say(f'wild pool {pool.name}: {len(pool)} images')
     return pool
+
+
+def open_source(source, channels, data_dir, cache_dir, workers):
+    if source == 'demo':
+        images = np.repeat(demo_pool.draw(SIZE), channels, axis=1)
+        return images, np.arange(len(images)), lambda i: f'demo[{i}]'
+    if source.lower() in SETS:
+        return open_set(source.lower(), channels, data_dir, cache_dir)
+    return open_folder(source, channels, cache_dir, workers)
 
 
 def open_set(name, channels, data_dir, cache_dir):

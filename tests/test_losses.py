@@ -1,0 +1,170 @@
+"""Every loss beside a closed form or a plain loop over floats, in value and in gradient."""
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from losses import activation_loss, information_entropy_loss, kd_loss, log_adaptation_matrix, noisy_nll, one_hot_loss
+
+# ---------------------------------------------------------------- plain loops, nothing of torch but exp and log
+
+
+def softmax(row):
+    total = sum(torch.exp(v - max(row)) for v in row)
+    return [torch.exp(v - max(row)) / total for v in row]
+
+
+def plain_kd(s, t, T, weights):
+    loss = 0
+    for i in range(len(s)):
+        p, q = softmax([v / T for v in s[i]]), softmax([v / T for v in t[i]])
+        loss = loss + weights[i] * sum(q[c] * (torch.log(q[c]) - torch.log(p[c])) for c in range(len(p)))
+    return T * T * loss / len(s)
+
+
+def plain_matrix(theta, a):
+    rows = []
+    for i in range(len(theta)):
+        off = softmax(list(theta[i]))
+        rows.append([(1 - a) * v for v in off[:i]] + [a] + [(1 - a) * v for v in off[i:]])
+    return rows
+
+
+def plain_nll(s, labels, theta, a, class_weights):
+    Q = plain_matrix(theta, a)
+    loss, total = 0, 0
+    for i in range(len(s)):
+        p = softmax(list(s[i]))
+        y = int(labels[i])
+        loss = loss - class_weights[y] * torch.log(sum(p[c] * Q[c][y] for c in range(len(p))))
+        total += class_weights[y]
+    return loss / total
+
+
+def data(B=7, C=5, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    s, t = (3 * torch.randn(B, C, generator=g, dtype=torch.float64) for _ in range(2))
+    theta = torch.randn(C, C - 1, generator=g, dtype=torch.float64)
+    return s.requires_grad_(), t.requires_grad_(), theta.requires_grad_(), torch.rand(C, generator=g, dtype=torch.float64) + 0.2
+
+
+def assert_same(ours, plain, inputs):
+    """In value and in the gradient of every input, to 1e-6 relative."""
+    torch.testing.assert_close(ours, plain, rtol=1e-6, atol=1e-14)
+    for a, b in zip(torch.autograd.grad(ours, inputs), torch.autograd.grad(plain, inputs)):
+        assert b.abs().max() > 1e-6  # a zero gradient would show nothing
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-12)
+
+
+# ---------------------------------------------------------------- L_KD
+
+
+def test_kd_of_equal_logits_is_zero_and_of_shifted_ones_too():
+    s = data()[0]
+    assert abs(kd_loss(s, s, 4.0).item()) < 1e-15
+    assert abs(kd_loss(s, s + 17.0, 4.0).item()) < 1e-12
+
+
+@pytest.mark.parametrize('T', [1, 2.0, 4.0])
+@pytest.mark.parametrize('weighted', [False, True])
+def test_kd_equals_the_plain_loop(T, weighted):
+    s, t, _, w = data()
+    weights = w[t.argmax(dim=1)] if weighted else None
+    assert_same(kd_loss(s, t, T, weights), plain_kd(s, t, T, [1.0] * len(s) if weights is None else weights), [s, t])
+
+
+def test_kd_of_two_classes_by_hand():
+    s, t = torch.tensor([[0.0, 0.0]]), torch.tensor([[math.log(3.0) * 2, 0.0]])  # at T = 2: (1/2, 1/2) and (3/4, 1/4)
+    by_hand = 4 * (0.75 * math.log(0.75 / 0.5) + 0.25 * math.log(0.25 / 0.5))
+    assert kd_loss(s, t, 2.0).item() == pytest.approx(by_hand, rel=1e-6)
+
+
+# ---------------------------------------------------------------- the adaptation matrix
+
+
+@pytest.mark.parametrize('C, a', [(2, 0.6), (3, 0.9), (10, 0.9523), (100, 0.7774)])
+def test_matrix_starts_with_accuracy_on_the_diagonal_and_equal_shares_off_it(C, a):
+    Q = log_adaptation_matrix(torch.zeros(C, C - 1, dtype=torch.float64), a).exp()
+    expected = torch.full((C, C), (1 - a) / (C - 1), dtype=torch.float64)
+    expected.fill_diagonal_(a)
+    torch.testing.assert_close(Q, expected, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize('C', [2, 3, 10])
+def test_matrix_rows_sum_to_one_and_equal_the_plain_double_loop(C):
+    theta = 5 * torch.randn(C, C - 1, dtype=torch.float64, generator=torch.Generator().manual_seed(C))
+    Q = log_adaptation_matrix(theta, 0.8).exp()
+    torch.testing.assert_close(Q.sum(dim=1), torch.ones(C, dtype=torch.float64), rtol=1e-12, atol=0)
+    torch.testing.assert_close(Q, torch.tensor(plain_matrix(theta, 0.8), dtype=torch.float64), rtol=1e-9, atol=0)
+
+
+# ---------------------------------------------------------------- L_NLL
+
+
+@pytest.mark.parametrize('weighted', [False, True])
+@pytest.mark.parametrize('a', [0.9523, 0.3])
+@pytest.mark.parametrize('C', [2, 5])
+def test_noisy_nll_equals_the_plain_loop(weighted, a, C):
+    s, t, theta, w = data(C=C)
+    labels = t.argmax(dim=1)
+    inputs = [s, theta] if C > 2 else [s]  # of two classes, a row of theta has one entry, and nothing to learn
+    assert_same(noisy_nll(s, labels, theta, a, w if weighted else None),
+                plain_nll(s, labels, theta, a, w if weighted else [1.0] * C), inputs)
+
+
+@pytest.mark.parametrize('weighted', [False, True])
+def test_noisy_nll_of_a_perfect_teacher_is_cross_entropy(weighted):
+    s, t, theta, w = data()
+    labels, w = t.argmax(dim=1), w if weighted else None
+    ours = noisy_nll(s, labels, theta, 1.0, w)
+    plain = F.nll_loss(F.log_softmax(s, dim=1), labels, weight=w)
+    torch.testing.assert_close(ours, plain, rtol=1e-12, atol=0)
+    ours_s, ours_theta = torch.autograd.grad(ours, [s, theta])
+    torch.testing.assert_close(ours_s, torch.autograd.grad(plain, s)[0], rtol=1e-9, atol=1e-15)
+    assert ours_theta.eq(0).all()  # not NaN: minus infinity stands where theta does
+
+
+@pytest.mark.parametrize('accuracy', [0.0001, 0.9, 0.999999, 1.0])
+def test_extreme_float32_logits_give_finite_losses_and_gradients(accuracy):
+    s = torch.tensor([[1e4, -1e4, 0.0], [-1e4, 1e4, 1e4], [1e4, 1e4, -1e4]], requires_grad=True)
+    t = torch.tensor([[-1e4, 1e4, 0.0], [1e4, -1e4, -1e4], [1e4, -1e4, -1e4]])
+    theta = torch.tensor([[1e4, -1e4], [0.0, 0.0], [-1e4, 1e4]], requires_grad=True)
+    for loss in (kd_loss(s, t, 4.0), noisy_nll(s, t.argmax(dim=1), theta, accuracy), noisy_nll(s, t.argmax(dim=1), theta, accuracy,
+                                                                                              torch.tensor([0.01, 1.0, 1.99]))):
+        assert loss.isfinite() and loss > 0
+        gradients = torch.autograd.grad(loss, [s, theta], allow_unused=True)
+        assert all(g.isfinite().all() for g in gradients if g is not None)
+
+
+# ---------------------------------------------------------------- DAFL
+
+
+def test_one_hot_loss_of_uniform_logits_is_log_c_and_of_sure_ones_zero():
+    assert one_hot_loss(torch.zeros(4, 10)).item() == pytest.approx(math.log(10), rel=1e-6)
+    assert one_hot_loss(100 * torch.eye(10)).item() == pytest.approx(0, abs=1e-6)
+    t = data()[1]
+    assert_same(one_hot_loss(t), sum(-torch.log(max(softmax(list(row)))) for row in t) / len(t), [t])
+
+
+def test_information_entropy_is_minus_log10_c_when_balanced_and_zero_when_collapsed():
+    assert information_entropy_loss(torch.eye(10).mean(dim=0)).item() == pytest.approx(-1, rel=1e-6)  # ten classes: -log10 10
+    collapsed = torch.zeros(10)
+    collapsed[3] = 1.0
+    collapsed.requires_grad_()
+    loss = information_entropy_loss(collapsed)
+    assert loss.item() == pytest.approx(0, abs=1e-6)
+    assert torch.autograd.grad(loss, collapsed)[0].isfinite().all()
+
+
+def test_information_entropy_equals_the_plain_loop_down_to_the_logits():
+    t = data()[1]
+    mean = [sum(column) / len(t) for column in zip(*[softmax(list(row)) for row in t])]
+    assert_same(information_entropy_loss(F.softmax(t, dim=1).mean(dim=0)), sum(p * torch.log(p) / math.log(10) for p in mean), [t])
+
+
+def test_activation_loss_is_minus_the_mean_absolute_feature():
+    feature = torch.tensor([[1.0, -2.0, 3.0], [0.0, 0.0, 6.0]], requires_grad=True)
+    loss = activation_loss(feature)
+    assert loss.item() == -2.0
+    assert torch.equal(torch.autograd.grad(loss, feature)[0], torch.tensor([[-1.0, 1.0, -1.0], [0.0, 0.0, -1.0]]) / 6)

@@ -1,0 +1,298 @@
+"""report.py on small, made-up runs: the table by hand-computed values, README markers, errors, figures."""
+import importlib.util
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[1] / 'report.py'
+BARE = ('-S', '-I')  # no site-packages: neither numpy nor torch nor matplotlib can be imported
+
+
+def report(folder, *flags, bare=True, script=SCRIPT):
+    command = [sys.executable, *(BARE if bare else ()), str(script), *flags]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, encoding='utf-8')
+
+
+def make_run(root, name, method, args=None, finished=True, **values):
+    """One run's config.json and result.json; a DFND run is the lenet recipe's unless values say otherwise."""
+    folder = root / name
+    folder.mkdir(parents=True)
+    result = dict(
+        script=f'{method}.py', method=method, recipe=None, select=None, loss=None, dataset='mnist5k',
+        arch='lenet5half', width=3, seed=0, epochs=3, steps=120, images_seen=30720, num_select=None,
+        wild=None, top1=95.0, top1_best=95.5, teacher_top1=None, seconds=90.0, run=name, params=15738,
+        flops=133740)
+    if method == 'dfnd':
+        result.update(recipe='lenet', select='balanced', loss='kd+nll', num_select=10000, wild='demo',
+                      teacher_top1=98.0)
+    result.update(values)
+    args = {'seed': result['seed'], 'run': name, 'data': f'/data/{name}', 'T': 4.0, **(args or {})}
+    config = {'args': args, 'command': f'{method}.py', 'versions': {},
+              'hardware': {'cpu': 'Some CPU', 'threads': 2}}
+    (folder / 'config.json').write_text(json.dumps(config))
+    if finished:
+        (folder / 'result.json').write_text(json.dumps(result) + '\n')
+    return folder
+
+
+def cells(markdown):
+    """{algorithm: the other cells of its line} of one Markdown table, in its order."""
+    lines = [[cell.strip() for cell in line.strip('| ').split(' | ')] for line in markdown.splitlines()
+             if line.startswith('| ')]
+    return {line[0]: line[1:] for line in lines[1:]}
+
+
+def table(folder, *flags):
+    done = report(folder, '--no_figures', *flags)
+    assert done.returncode == 0, done.stderr
+    return cells(done.stdout)
+
+
+def assert_one_line(done, *words):
+    assert done.returncode == 2
+    assert done.stderr.startswith('report.py: error: ') and done.stderr.count('\n') == 1, done.stderr
+    for word in words:
+        assert word in done.stderr
+
+
+def test_mean_std_and_counts_by_hand(tmp_path):
+    for seed, (last, best) in enumerate([(97.0, 97.5), (97.4, 97.6), (98.2, 98.2)]):
+        make_run(tmp_path / 'runs', f'deep/er/s{seed}', 'dfnd', seed=seed, top1=last, top1_best=best,
+                 teacher_top1=98.0 + seed)  # another teacher is no other setting
+    make_run(tmp_path / 'runs', 't', 'teacher', arch='lenet5', params=61706, flops=416520, top1=98.1)
+    done = report(tmp_path, '--no_figures')
+    rows = cells(done.stdout)
+    # mean 292.6 / 3; squared distances .28444 + .01778 + .44444 over 2, root .61101
+    assert rows['DFND'] == ['unlabeled', '133.7K', '15.7K', '97.53 ± 0.61', '97.77', '3', '-']
+    assert rows['Teacher'] == ['original', '416.5K', '61.7K', '98.10', '95.50', '1', '-']
+    assert list(rows) == ['Teacher', 'DFND']
+    assert 'Wild pool: demo.' in done.stdout
+    assert '6.0 min on Some CPU, threads 2.' in done.stdout  # four runs of 90 s
+    assert (tmp_path / 'report' / 'table.md').read_text(encoding='utf-8') == done.stdout[:-1]
+
+
+def test_rows_are_named_and_ordered_as_in_the_paper(tmp_path):
+    runs = tmp_path / 'runs'
+    make_run(runs, 'a', 'dfnd', select='confidence')
+    make_run(runs, 'b', 'dfnd', num_select=25000)
+    make_run(runs, 'c', 'dfnd')
+    make_run(runs, 'd', 'dfnd', loss='kd')
+    make_run(runs, 'd2', 'dfnd', loss='kd+ce')
+    make_run(runs, 'e', 'dfnd', select='random', num_select=10000)
+    make_run(runs, 'f', 'dfnd', select='all', num_select=52131)
+    make_run(runs, 'g', 'dafl')
+    make_run(runs, 'h', 'kd', teacher_top1=98.0, loss='kd+ce')
+    make_run(runs, 'i', 'student', width=16)
+    make_run(runs, 'j', 'student', width=64)
+    make_run(runs, 'k', 'teacher')
+    assert list(table(tmp_path)) == [
+        'Teacher', 'Student (width 16)', 'Student (width 64)', 'Knowledge distillation', 'DAFL',
+        'Randomly selected (10,000)', 'All wild images', 'DFND (balanced, 10,000)',
+        'DFND (balanced, 10,000, KD + CE without Q)', 'DFND (balanced, 10,000, KD only)',
+        'DFND (balanced, 25,000)', 'DFND (confidence, 10,000)']
+
+
+def test_arguments_in_config_make_rows_of_their_own(tmp_path):
+    runs = tmp_path / 'runs'
+    make_run(runs, 'a0', 'dfnd', seed=0, args={'T': 4.0, 'workers': 2, 'teacher_acc': 0.98})
+    make_run(runs, 'a1', 'dfnd', seed=1, args={'T': 4.0, 'workers': 4, 'teacher_acc': 0.9725},
+             teacher_top1=97.25)
+    make_run(runs, 'b0', 'dfnd', seed=0, args={'T': 8.0, 'teacher_acc': 0.98})
+    rows = table(tmp_path)
+    assert {name: row[-2] for name, row in rows.items()} == {'DFND (T=4.0)': '2', 'DFND (T=8.0)': '1'}
+
+
+def test_the_same_seed_is_counted_once(tmp_path):
+    make_run(tmp_path / 'runs', 'a', 'dfnd', top1=95.0)
+    make_run(tmp_path / 'runs', 'b', 'dfnd', top1=97.0)
+    done = report(tmp_path, '--no_figures')
+    assert cells(done.stdout)['DFND'][3:6] == ['95.00', '95.50', '1']
+    assert 'same settings and seed' in done.stderr and done.stderr.count('\n') == 1
+
+
+def test_paper_numbers_and_rows_not_run(tmp_path):
+    cifar = dict(dataset='cifar10', arch='resnet18', width=16, wild='stl10')
+    make_run(tmp_path / 'runs', 'a', 'dfnd', recipe='released', select='confidence', **cifar)
+    make_run(tmp_path / 'runs', 'b', 'dfnd', recipe='corrected', **cifar)
+    make_run(tmp_path / 'runs', 'c', 'dfnd', recipe='corrected', loss='nll', **cifar)
+    make_run(tmp_path / 'runs', 'd', 'dfnd', recipe='corrected', select='all', **cifar)
+    make_run(tmp_path / 'runs', 'e', 'kd', loss='kd+ce', **cifar)
+    done = report(tmp_path, '--no_figures')
+    rows = cells(done.stdout)
+    assert 'paper (width 64)' in done.stdout and 'Paper: DFND, Table 1.' in done.stdout
+    assert {name: row[-1] for name, row in rows.items()} == {
+        'Teacher': '94.85', 'Student': '93.92', 'Knowledge distillation': '94.34', 'DAFL': '92.22',
+        'DFAD': '93.30', 'DeepInversion': '93.26', 'PU-compression': '93.75', 'Randomly selected': '91.25',
+        'All wild images': '-', 'DFND (corrected)': '94.02', 'DFND (corrected, NLL only)': '-',
+        'DFND (released, confidence)': '94.02'}
+    assert rows['Teacher'][3] == rows['Randomly selected'][3] == 'not run'
+    assert rows['DFAD'][3] == 'not run: not implemented here'
+
+
+def test_mnist_has_the_numbers_of_dafl_and_none_for_dfnd(tmp_path):
+    make_run(tmp_path / 'runs', 'a', 'dfnd', dataset='MNIST')
+    assert [row[-1] for row in table(tmp_path).values()] == ['98.91', '98.65', '98.91', '98.20', '-']
+
+
+def test_no_test_data_and_unfinished_runs(tmp_path):
+    make_run(tmp_path / 'runs', 'a', 'dfnd', top1=None, top1_best=None)
+    make_run(tmp_path / 'runs', 'b', 'dfnd', seed=1, top1=12.0, finished=False)
+    done = report(tmp_path, '--no_figures')
+    assert cells(done.stdout)['DFND'][3:6] == ['no test data', '-', '0']
+    assert '1 unfinished run' in done.stderr and done.stderr.count('\n') == 1
+
+
+def test_one_table_a_data_set(tmp_path):
+    make_run(tmp_path / 'runs', 'a', 'teacher')
+    make_run(tmp_path / 'runs', 'b', 'teacher', dataset='FashionMNIST')
+    text = report(tmp_path, '--no_figures').stdout
+    assert text.index('**FashionMNIST**') < text.index('**mnist5k**') and text.count('| Teacher |') == 2
+
+
+def readme_in(folder, *markers):
+    shutil.copy(SCRIPT, folder / 'report.py')
+    make_run(folder / 'results' / 'mnist', 'a', 'teacher', top1=98.76)
+    text = '\n'.join(['# Title', *markers, 'the end', ''])
+    (folder / 'README.md').write_text(text, encoding='utf-8')
+    return folder / 'report.py'
+
+
+def test_readme_is_written_between_markers_and_checked(tmp_path):
+    marks = ('<!-- table:results/mnist:begin -->', 'old', '<!-- table:results/mnist:end -->')
+    script, readme = readme_in(tmp_path, *marks), tmp_path / 'README.md'
+    assert report(tmp_path, '--readme', 'README.md', '--check', script=script).returncode == 1
+    assert 'old' in readme.read_text(encoding='utf-8')  # a check writes nothing
+    assert report(tmp_path, '--readme', 'README.md', script=script).returncode == 0
+    text = readme.read_text(encoding='utf-8')
+    assert text.startswith(f'# Title\n{marks[0]}\n') and text.endswith(f'{marks[2]}\nthe end\n')
+    assert cells(text)['Teacher'][3] == '98.76' and 'old' not in text
+    assert report(tmp_path.parent, '--check', script=script).returncode == 0  # from any folder
+    assert report(tmp_path, '--readme', 'README.md', script=script).returncode == 0
+    assert readme.read_text(encoding='utf-8') == text  # writing twice changes nothing
+    readme.write_text(text.replace('98.76', '98.77'), encoding='utf-8')
+    done = report(tmp_path, '--check', script=script)
+    assert done.returncode == 1 and 'table:results/mnist' in done.stderr and done.stderr.count('\n') == 1
+
+
+BEGIN, END = '<!-- table:results/mnist:begin -->', '<!-- table:results/mnist:end -->'
+
+
+@pytest.mark.parametrize('markers, words', [
+    ((BEGIN,), ('no partner',)),
+    ((END,), ('no partner',)),
+    ((BEGIN, BEGIN, END, END), ('no partner',)),
+    ((BEGIN, END, BEGIN, END), ('more than once',)),
+    ((BEGIN.replace('mnist', 'gone'), END.replace('mnist', 'gone')), ('results/gone', 'no folder')),
+    ((), ('holds no line',)),
+])
+def test_wrong_markers_are_one_line(tmp_path, markers, words):
+    script = readme_in(tmp_path, *markers)
+    before = (tmp_path / 'README.md').read_text(encoding='utf-8')
+    assert_one_line(report(tmp_path, '--readme', 'README.md', script=script), *words)
+    assert (tmp_path / 'README.md').read_text(encoding='utf-8') == before
+
+
+@pytest.mark.parametrize('flags, words', [
+    (('--run', 'x'), ('--run', '--help')),  # no abbreviations: unknown
+    (('--runs', 'nowhere'), ('nowhere', 'not a folder')),
+    (('--runs', 'empty'), ('empty', 'no finished run')),
+    (('--runs', 'broken'), ('result.json', 'not a JSON object')),
+    (('--runs', 'list'), ('result.json', 'not a JSON object')),
+    (('--runs', 'odd'), ("method='magic'", 'teacher, student')),
+    (('--runs', 'text'), ("top1='high'", 'expected a number')),
+    (('--check', '--runs', 'odd'), ('--runs', '--check')),
+    (('--readme', 'nowhere.md'), ('nowhere.md', 'not a file')),
+])
+def test_errors_are_one_line(tmp_path, flags, words):
+    for name, text in [('broken', '{"method": '), ('list', '[1]'),
+                       ('odd', '{"method": "magic", "dataset": "x"}'),
+                       ('text', '{"method": "kd", "dataset": "x", "top1": "high"}')]:
+        (tmp_path / name / 'run').mkdir(parents=True)
+        (tmp_path / name / 'run' / 'result.json').write_text(text)
+    (tmp_path / 'empty').mkdir()
+    done = report(tmp_path, *flags)
+    assert_one_line(done, *words)
+    assert done.stdout == ''
+
+
+def test_without_matplotlib_the_table_still_comes(tmp_path):
+    make_run(tmp_path / 'runs', 'a', 'teacher')
+    done = report(tmp_path, '--runs', 'runs', '--out', 'there')
+    assert_one_line(done, 'requirements-report.txt', '--no_figures')
+    assert 'Teacher' in cells(done.stdout)
+    assert 'Teacher' in cells((tmp_path / 'there' / 'table.md').read_text(encoding='utf-8'))
+
+
+def add_files(folder, classes):
+    """What a DFND run leaves beside its result; the thumbnails are grey."""
+    import numpy as np
+    rng = np.random.default_rng(0)
+    rows = [{'epoch': e, 'step': 40 * e, 'lr': 0.1, 'loss': 2 / e, 'loss_kd': 1 / e, 'loss_ie': -1.0,
+             'test_loss': None, 'top1': None if e == 1 else 90.0 + e} for e in (1, 2, 3)]
+    (folder / 'metrics.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
+    lines = [f'"a, {i}.png",{i / 100},{i % classes},{i % 2}\n' for i in range(60)]
+    (folder / 'selection.csv').write_text('image,noise,pseudo_label,chosen\n' + ''.join(lines))
+    arrays = {'class_names': np.array([f'class {c}' for c in range(classes)])}
+    for kind in ('clean', 'noisy'):
+        arrays[f'{kind}_images'] = rng.integers(0, 256, (9, 28, 28), dtype=np.uint8)
+        arrays[f'{kind}_labels'] = rng.integers(0, classes, 9)
+        arrays[f'{kind}_noise'] = rng.random(9)
+    np.savez(folder / 'thumbnails.npz', **arrays)
+    q = np.where(np.eye(classes) > 0, 0.98, 0.02 / (classes - 1))
+    np.save(folder / 'adaptation.npy', q.astype(np.float32))
+
+
+def test_figures(tmp_path):
+    image = pytest.importorskip('matplotlib.image')
+    add_files(make_run(tmp_path / 'runs', 'a', 'dfnd'), classes=10)
+    hundred = make_run(tmp_path / 'runs', 'b', 'dfnd', dataset='cifar100')
+    add_files(hundred, classes=100)
+    (hundred / 'thumbnails.npz').unlink()
+    done = report(tmp_path, bare=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ('report.py: cifar100-selection.png not drawn: '
+                           'no finished run on cifar100 holds thumbnails.npz\n')
+    pictures = sorted((tmp_path / 'report').glob('*.png'))
+    assert [path.stem for path in pictures] == [
+        'cifar100-adaptation', 'cifar100-curves', 'cifar100-histogram',
+        'mnist5k-adaptation', 'mnist5k-curves', 'mnist5k-histogram', 'mnist5k-selection']
+    for path in pictures:
+        assert image.imread(path)[..., :3].std() > 0.05, f'{path.name} is blank'
+
+
+def test_one_data_set_has_no_prefix_and_missing_files_are_said(tmp_path):
+    pytest.importorskip('matplotlib')
+    folder = make_run(tmp_path / 'runs', 'a', 'teacher')
+    (folder / 'metrics.jsonl').write_text('{"epoch": 1, "step": 40, "lr": 0.1, "loss": 1.0, "top1": 50.0}\n')
+    done = report(tmp_path, bare=False)
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in (tmp_path / 'report').glob('*.png')] == ['curves.png']
+    assert [line.split()[1] for line in done.stderr.splitlines()] == [
+        'selection.png', 'histogram.png', 'adaptation.png']
+
+
+def test_a_damaged_file_of_a_run_is_one_line(tmp_path):
+    pytest.importorskip('matplotlib')
+    (make_run(tmp_path / 'runs', 'a', 'dfnd') / 'metrics.jsonl').write_text('{"epoch": 1, "st')
+    assert_one_line(report(tmp_path, bare=False), 'damaged')
+
+
+def test_the_run_that_is_shown(tmp_path):
+    spec = importlib.util.spec_from_file_location('report', SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    for name, select, seed in (('a', 'random', 0), ('b', 'balanced', 2), ('c', 'balanced', 1),
+                               ('d', 'balanced', 0)):
+        folder = make_run(tmp_path, name, 'dfnd', select=select, seed=seed)
+        if name != 'd':  # the lowest seed lacks the file
+            (folder / 'adaptation.npy').write_bytes(b'')
+    rows = module.name_rows(module.load_runs(tmp_path))
+    assert module.find_run(rows, 'adaptation.npy')['run'] == 'c'
+    (tmp_path / 'b' / 'adaptation.npy').unlink()
+    (tmp_path / 'c' / 'adaptation.npy').unlink()
+    assert module.find_run(rows, 'adaptation.npy')['run'] == 'a'
+    assert module.find_run(rows, 'thumbnails.npz') is None
