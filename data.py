@@ -74,21 +74,26 @@ def find(name, root, train, cache_dir, workers):
     """`load`, for the sets that lie in `root` or are downloaded to it."""
     make = {'MNIST': torchvision.datasets.MNIST, 'FashionMNIST': torchvision.datasets.FashionMNIST,
             'cifar10': torchvision.datasets.CIFAR10, 'cifar100': torchvision.datasets.CIFAR100}[name]
-    with contextlib.suppress(RuntimeError):  # "Dataset not found or corrupted"
-        return from_torchvision(make(root, train=train, download=False), DATASETS[name].channels)
+    channels = DATASETS[name].channels
+    try:
+        return from_torchvision(make(root, train=train, download=False), channels)
+    except RuntimeError:
+        pass  # "Dataset not found or corrupted"
+    except Exception as e:  # a file that broke off: torchvision's readers check little
+        raise UserError(f'{torchvision_files(name, root)} are damaged ({first_line(e)}): delete them and download again, or try '
+                        '--dataset mnist5k, which needs no download') from None
     folder = Path(root) / name
-    if folder.is_dir():
+    if (folder / 'train').is_dir() or (folder / 'test').is_dir():  # torchvision keeps a folder of this name too
         return load_folder(folder, train, DATASETS[name], cache_dir, workers)
     try:
         with contextlib.redirect_stdout(io.StringIO()):
-            dataset = make(root, train=train, download=True)
+            return from_torchvision(make(root, train=train, download=True), channels)
     except Exception as e:  # urllib's, socket's, torchvision's own: what matters is that it did not come
         raise UserError(
-            f"no {name} in --data {root}: neither torchvision's files ({' or '.join(torchvision_files(name, root))}) nor image folders "
+            f"no {name} in --data {root}: neither torchvision's files ({torchvision_files(name, root)}) nor image folders "
             f'({folder}/{{train,test}}/<class>/*), and the download failed ({first_line(e)}): point --data at one of '
             'the two, or try --dataset mnist5k, which needs no download'
         ) from None
-    return from_torchvision(dataset, DATASETS[name].channels)
 
 
 def load_test(name, root, cache_dir, workers, device):
@@ -102,7 +107,7 @@ def load_test(name, root, cache_dir, workers, device):
 
 def torchvision_files(name, root):
     folders = {'MNIST': 'MNIST/raw', 'FashionMNIST': 'FashionMNIST/raw', 'cifar10': 'cifar-10-batches-py', 'cifar100': 'cifar-100-python'}
-    return [f'{root}/{folders[name]}/*']
+    return f'{root}/{folders[name]}/*'
 
 
 def from_torchvision(dataset, channels):
@@ -113,17 +118,19 @@ def from_torchvision(dataset, channels):
 def load_folder(folder, train, info, cache_dir, workers):
     """folder/{train,test}/<class>/*: the classes are the folders' names in alphabetical order, as torchvision's ImageFolder's."""
     part = folder / ('train' if train else 'test')
-    classes = sorted(p.name for p in part.iterdir() if p.is_dir()) if part.is_dir() else []
+    classes = sorted(p.name for p in part.iterdir() if p.is_dir() and not p.name.startswith('.')) if part.is_dir() else []
     if len(classes) != info.classes:
         raise UserError(f'{part} holds {len(classes)} class folders, and {folder.name} has {info.classes} classes: the layout is '
                         f'{folder}/{{train,test}}/<class>/*')
-    paths, labels = [], []
-    for label, name in enumerate(sorted(classes, key=lambda c: (len(c), c)) if all(c.isdigit() for c in classes) else classes):
-        files = sorted(e.path for e in os.scandir(part / name) if e.is_file() and not e.name.startswith('.'))
-        paths += files
-        labels += [label] * len(files)
-    images, rows = decode_files(paths, SIZE, info.channels, cache_dir, f'{folder.name}-{part.name}', workers)
-    return Split(torch.from_numpy(images[rows]), torch.tensor(labels)[torch.from_numpy(rows)])
+    classes = sorted(classes, key=int) if all(c.isdecimal() for c in classes) else classes
+    paths = []
+    for name in classes:
+        paths += sorted(e.path for e in os.scandir(part / name) if e.is_file() and not e.name.startswith('.'))
+    parts = decode_files(paths, SIZE, info.channels, cache_dir, f'{folder.name}-{part.name}', workers)
+    images = np.concatenate([p.images for p in parts])
+    label_of = {name: label for label, name in enumerate(classes)}
+    labels = [label_of[Path(name).parent.name] for p in parts for name in p.names()]
+    return Split(torch.from_numpy(images), torch.tensor(labels))
 
 
 @functools.cache  # a text file that takes seconds to parse, and both splits come of it

@@ -1,28 +1,39 @@
-"""Image files to uint8 arrays: decoded once by worker processes into a memmap, then kept and read as memory."""
+"""Image files and shards to uint8 arrays: decoded once by worker processes, then kept in parts and read as memory."""
 
+import collections
 import contextlib
+import errno
+import functools
 import hashlib
+import io
 import json
 import os
+import time
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
-from utils import UserError, progress, say
+from utils import UserError, first_line, progress, say
 
-DECODER = 'pil-1'  # part of a cache's key: raise it when the pixels that come out change
-CHUNK = 256  # images a worker takes at a time
-PENDING, DONE, FAILED = 0, 1, 2
+DECODER = 'pil-2'  # part of a cache's key: raise it when the pixels that come out, or CHUNK, change
+CHUNK = 1024  # files of a part; a shard is a part of its own
+PASSING = (errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT)  # the machine's faults, not the file's
+NEEDS_WEBDATASET = 'it needs the package webdataset: pip install webdataset'
+REDUCE = 4  # a JPEG is decoded at the smallest DCT scale that keeps this many times the target, then resized
 
 
 def to_array(image, size, channels):
     """A PIL image -> (channels, size, size) uint8: colour or grey as asked, then resized, bilinear with antialiasing.
 
-    The same pixels as torchvision's pil_loader and Resize((size, size)). Sixteen-bit grey, which PIL would clip, is scaled.
+    The same pixels as torchvision's pil_loader and Resize((size, size)), but for a JPEG much larger than the target, which
+    the decoder itself scales down by 2, 4 or 8 (its DCT scaling). Sixteen-bit grey, which PIL would clip, is scaled.
     """
+    if image.format == 'JPEG':
+        image.draft(None, (REDUCE * size, REDUCE * size))
     if image.mode.startswith('I'):
         image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
     image = image.convert('RGB' if channels == 3 else 'L')
@@ -32,98 +43,201 @@ def to_array(image, size, channels):
     return array.transpose(2, 0, 1) if channels == 3 else array[None]
 
 
-def decode_chunk(job):
-    """Decodes one chunk of files into the memmap's rows. Returns the (path, reason) of those that can't be read."""
-    folder, start, paths, size, channels = job
-    images = np.load(folder / 'images.npy', mmap_mode='r+')
-    status = np.load(folder / 'status.npy', mmap_mode='r+')
-    for row, path in enumerate(paths, start):
+# ---------------------------------------------------------------- jobs: a list of files, or a shard
+
+
+def read_job(job):
+    """Yields (name, opened file or its bytes) of a job: a list of paths, or the path of a WebDataset shard."""
+    if isinstance(job, list):
+        for path in job:
+            yield path, path
+        return
+    try:  # below WebDataset itself, which would share shards out among torchrun's processes
+        from webdataset.tariterators import group_by_keys, tar_file_expander
+    except ImportError:
+        raise UserError(f'{job} is a WebDataset shard: {NEEDS_WEBDATASET}') from None
+    damages = []  # append returns None, which stops: what follows a damage is lost, what comes before is kept
+    try:
+        with open(job, 'rb') as stream:
+            files = tar_file_expander([{'url': job, 'stream': stream}], handler=damages.append)
+            for sample in group_by_keys(files, handler=damages.append):
+                for key, content in sample.items():
+                    if f'.{key.rsplit(".", 1)[-1].lower()}' in image_suffixes():
+                        yield f'{job}#{sample["__key__"]}', io.BytesIO(content)
+                        break
+    except OSError as e:
+        damages.append(e)
+    for e in damages:
+        raise_if_passing(job, e)
+    if damages:
+        yield job, io.BytesIO()  # no image: so the shard is listed with what is skipped
+
+
+def raise_if_passing(name, error):
+    """Raises UserError where it is the machine's fault, so that no good file is given up for it."""
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in PASSING):
+        raise UserError(f'{name} can not be read now ({first_line(error)}): run the same command again, it goes on where it '
+                        'was') from None
+
+
+def decode_job(job, size, channels):
+    """Decodes a job. Returns (images (n, channels, size, size) uint8, their names, the names of those that can't be read)."""
+    images, names, skipped = [], [], []
+    for name, file in read_job(job):
         try:
-            with Image.open(path) as image:
-                images[row] = to_array(image, size, channels)
-            status[row] = DONE
-        except Exception:  # a decoder fed with garbage raises whatever it likes
-            status[row] = FAILED
-    return len(paths)
+            with Image.open(file) as image:
+                images.append(to_array(image, size, channels))
+            names.append(name)
+        except Exception as e:  # a decoder fed with garbage raises whatever it likes
+            raise_if_passing(name, e)
+            skipped.append(name)
+    return np.stack(images) if images else np.empty((0, channels, size, size), np.uint8), names, skipped
+
+
+def write_part(task):
+    """Decodes a job into the files of a part. The array gets its name last: a part that has it is whole."""
+    folder, number, job, size, channels = task
+    images, names, skipped = decode_job(job, size, channels)
+    save_part(folder, number, images, names, skipped)
+    return len(images), len(skipped)
+
+
+def save_part(folder, number, images, names, skipped=()):
+    write_names(folder / f'{number:06d}.txt', names)
+    (folder / f'{number:06d}.skipped').unlink(missing_ok=True)  # of a part that was stopped
+    if skipped:
+        write_names(folder / f'{number:06d}.skipped', skipped)
+    partial = folder / f'{number:06d}.partial'
+    with open(partial, 'wb') as f:
+        np.save(f, images)
+    os.replace(partial, folder / f'{number:06d}.npy')
+
+
+def write_names(file, names):
+    """One a line, as bytes of any kind. A line's end inside a name would move all that follow to the wrong images."""
+    with open(file, 'w', encoding='utf-8', errors='surrogateescape', newline='\n') as f:
+        f.writelines(name.replace('\n', '\\n') + '\n' for name in names)
+
+
+def read_names(file):
+    with open(file, encoding='utf-8', errors='surrogateescape', newline='\n') as f:
+        return [line[:-1] for line in f]
+
+
+def decode(jobs, size, channels, cache_dir, name, key, workers):
+    """Decodes jobs (see `read_job`) into parts under `cache_dir`, or finds them there from an earlier run.
+
+    key: an iterable of strings that change when the source does. Returns the list of Parts that hold at least one image.
+    What can't be decoded is skipped, counted and listed. Raises UserError when nothing can be read.
+    """
+
+    def write(folder):
+        todo = [(folder, i, job, size, channels) for i, job in enumerate(jobs) if not (folder / f'{i:06d}.npy').is_file()]
+        count, start, told = 0, time.perf_counter(), time.perf_counter()
+        with progress(total=len(jobs), initial=len(jobs) - len(todo), desc=f'decode {name}', unit='part') as bar:
+            for done, (good, bad) in enumerate(run_jobs(write_part, todo, workers), 1):
+                count += good + bad
+                rate = count / (time.perf_counter() - start)
+                bar.set_postfix_str(f'{rate:.0f} img/s')
+                bar.update()
+                if bar.disable and time.perf_counter() - told > 30:  # a line in a log
+                    told = time.perf_counter()
+                    eta = (told - start) / done * (len(todo) - done)
+                    part = len(jobs) - len(todo) + done
+                    say(f'decode {name}: {count} images, part {part}/{len(jobs)}, {rate:.0f} img/s, ETA {eta:.0f} s')
+
+    folder, parts = cached(cache_dir, name, [DECODER, f'{size} {channels}', *key], write)
+    skipped = sorted(folder.glob('*.skipped'))
+    good = sum(part.count for part in parts)
+    if skipped:
+        bad = sum(len(read_names(file)) for file in skipped)
+        say(f'skipped {bad} of {good + bad} files of {name} that are no readable images, listed in {folder}/*.skipped')
+    if not good:
+        raise UserError(f'none of the files of {name} is a readable image: name a folder of images')
+    return parts
 
 
 def decode_files(paths, size, channels, cache_dir, name, workers):
-    """Decodes files into a memmap under `cache_dir`, or finds it there from an earlier run.
+    """`decode` for a list of image files; a file that changes is noticed by its size and time."""
+    jobs = [paths[i : i + CHUNK] for i in range(0, len(paths), CHUNK)]
+    return decode(jobs, size, channels, cache_dir, name, fingerprints(paths), workers)
 
-    paths: list of str. Returns (images (N, channels, size, size) uint8 memmap, rows (M,) int64 of the readable ones).
-    A file that can't be decoded is skipped, counted and listed. Raises UserError when nothing can be read.
-    """
-    stats = [os.stat(p) for p in paths]
-    key = [name, size, channels, DECODER, [(str(p), s.st_size, s.st_mtime_ns) for p, s in zip(paths, stats)]]
 
-    def write(folder, status):
-        jobs = [(folder, i, paths[i : i + CHUNK], size, channels) for i in range(0, len(paths), CHUNK)
-                if (status[i : i + CHUNK] == PENDING).any()]
-        with progress(total=len(paths), initial=int((status != PENDING).sum()), desc=f'decode {name}') as bar:
-            for n in run_jobs(decode_chunk, jobs, workers):
-                bar.update(n)
-
-    images, status, folder = cached(cache_dir, name, key, len(paths), size, channels, write)
-    failed = np.flatnonzero(status == FAILED)
-    if len(failed):
-        (folder / 'skipped.txt').write_text(''.join(f'{paths[i]}\n' for i in failed))
-        say(f'skipped {len(failed)} of {len(paths)} files of {name} that are no readable images, listed in {folder / "skipped.txt"}')
-    if len(failed) == len(paths):
-        raise UserError(f'none of the {len(paths)} files of {name} is a readable image: name a folder of images')
-    return images, np.flatnonzero(status == DONE)
+def fingerprints(files):
+    """A string for each file that changes when its content does."""
+    for path in files:
+        try:
+            stat = os.stat(path)
+        except OSError:  # it leads nowhere, and will be skipped and listed
+            yield path
+        else:
+            yield f'{path} {stat.st_size} {stat.st_mtime_ns}'
 
 
 def decode_dataset(dataset, size, channels, cache_dir, name, key):
     """The same for a torchvision data set, `dataset()`, which is built only if the cache lacks its images."""
-    path = Path(cache_dir) / cache_name(name, [*key, size, channels, DECODER])
-    count = len(np.load(path / 'status.npy', mmap_mode='r')) if path.is_dir() else None
-    images_of = None
-    if count is None:
-        images_of = dataset()
-        count = len(images_of)
+    key = [DECODER, f'{size} {channels}', *key]
+    images = None if cache_folder(cache_dir, name, key).is_dir() else dataset()
 
-    def write(folder, status):
-        images = np.load(folder / 'images.npy', mmap_mode='r+')
-        for row in progress(range(count), desc=f'resize {name}'):
-            images[row] = to_array(images_of[row][0], size, channels)
-            status[row] = DONE
+    def write(folder):
+        for number, start in enumerate(progress(range(0, len(images), CHUNK), desc=f'resize {name}', unit='part')):
+            rows = range(start, min(start + CHUNK, len(images)))
+            save_part(folder, number, np.stack([to_array(images[i][0], size, channels) for i in rows]), [f'{name}[{i}]' for i in rows])
 
-    images, _, _ = cached(cache_dir, name, [*key, size, channels, DECODER], count, size, channels, write)
-    return images, np.arange(count)
+    return cached(cache_dir, name, key, write)[1]
 
 
 # ---------------------------------------------------------------- the cache
 
 
-def cache_name(name, key):
-    digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
-    return f'{"".join(c if c.isalnum() else "_" for c in name)}-{digest}'
+class Part:
+    """One file of decoded images, opened when it is first read. count: how many it holds."""
+
+    def __init__(self, file, count):
+        self.file, self.count = file, count
+
+    @functools.cached_property
+    def images(self):
+        """(count, channels, size, size) uint8. Mapped by torch: numpy's memmap keeps a file open for each part, and a large
+        pool has more parts than a process may have open files (often 1,024)."""
+        array = np.load(self.file, mmap_mode='r')
+        mapped = torch.from_file(str(self.file), size=array.offset + array.size, dtype=torch.uint8)
+        return mapped[array.offset :].view(array.shape).numpy()
+
+    def names(self):
+        return read_names(self.file.with_suffix('.txt'))
 
 
-def cached(cache_dir, name, key, count, size, channels, write):
-    """Returns (images, status, folder) of the cache for `key`, built by `write(folder, status)` where it is missing.
+def cache_folder(cache_dir, name, key):
+    digest = hashlib.sha256()
+    for line in key:
+        digest.update(line.encode('utf-8', 'surrogateescape') + b'\0')
+    return Path(cache_dir) / f'{"".join(c if c.isalnum() else "_" for c in name)}-{digest.hexdigest()[:16]}'
 
-    It is built under another name, chunk by chunk, and gets its own when it is whole: a build that was stopped goes on
-    where it was, and of two runs that want the same cache the second waits for the first.
+
+def cached(cache_dir, name, key, write):
+    """Returns (folder, Parts) of the cache for `key`, built by `write(folder)` where it is missing.
+
+    It is built under another name, part by part, and gets its own when it is whole: a build that was stopped goes on where
+    it was, and of two runs that want the same cache the second waits for the first.
     """
-    folder = Path(cache_dir) / cache_name(name, key)
-    partial = folder.with_name(folder.name + '.partial')
+    folder = cache_folder(cache_dir, name, key)
     if not folder.is_dir():
         try:
             Path(cache_dir).mkdir(parents=True, exist_ok=True)
+            with locked(folder.with_name(folder.name + '.lock')):
+                if not folder.is_dir():
+                    partial = folder.with_name(folder.name + '.partial')
+                    partial.mkdir(exist_ok=True)
+                    write(partial)
+                    parts = sorted(partial.glob('*.npy'))
+                    counts = [[p.name, len(np.load(p, mmap_mode='r'))] for p in parts]
+                    (partial / 'parts.json').write_text(json.dumps(counts))
+                    os.rename(partial, folder)
         except OSError as e:
-            raise UserError(f'--cache_dir {cache_dir} is not writable ({e.strerror}): name another folder') from None
-        with locked(folder.with_name(folder.name + '.lock')):
-            if not folder.is_dir():
-                partial.mkdir(exist_ok=True)
-                if not (partial / 'status.npy').is_file():
-                    np.lib.format.open_memmap(partial / 'images.npy', 'w+', np.uint8, (count, channels, size, size))
-                    np.save(partial / 'status', np.zeros(count, np.uint8))
-                status = np.load(partial / 'status.npy', mmap_mode='r+')
-                write(partial, status)
-                status.flush()
-                os.rename(partial, folder)
-    return np.load(folder / 'images.npy', mmap_mode='r'), np.load(folder / 'status.npy', mmap_mode='r'), folder
+            raise UserError(f'--cache_dir {cache_dir} can not be written ({first_line(e)}): free space there, or name another') from None
+    counts = json.loads((folder / 'parts.json').read_text())
+    return folder, [Part(folder / file, count) for file, count in counts if count]
 
 
 @contextlib.contextmanager
@@ -140,13 +254,28 @@ def locked(path):
 
 
 def run_jobs(function, jobs, workers):
-    """Yields function(job) for every job, in this process (workers=0) or in worker processes, by fork or spawn alike."""
+    """Yields function(job) for every job in order, in this process (workers=0) or in worker processes, by fork or spawn alike.
+
+    Few jobs are under way at a time, so that memory does not grow with their number.
+    """
     if workers == 0 or len(jobs) <= 1:
         yield from map(function, jobs)
         return
     try:
         with ProcessPoolExecutor(min(workers, len(jobs))) as pool:
-            yield from pool.map(function, jobs)
+            under_way = collections.deque()
+            for job in jobs:
+                under_way.append(pool.submit(function, job))
+                if len(under_way) >= 3 * workers:
+                    yield under_way.popleft().result()
+            while under_way:
+                yield under_way.popleft().result()
     except BrokenProcessPool:
         raise UserError('a decoding process died (out of memory?): run the same command again, it goes on where it was; '
                         'lower --workers if it dies again') from None
+
+
+@functools.cache
+def image_suffixes():
+    Image.init()
+    return frozenset(Image.registered_extensions())

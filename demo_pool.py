@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from utils import UserError
 
 GLYPHS = 12_000
+VERSION = 1  # part of its cache's key: raise it when the pixels change
 FONTS = ('DejaVuSans', 'DejaVuSans-*', 'DejaVuSansMono*', 'DejaVuSerif', 'DejaVuSerif-*', 'STIXGeneral*', 'cmr10', 'cmss10', 'cmtt10',
          'cmb10')  # those with letters and digits
 CANVAS = 96  # drawn large, so that the size that the network takes is antialiased

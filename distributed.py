@@ -5,6 +5,7 @@ means the same on any number of processes. (Batch norms see their own slice, as 
 """
 
 import contextlib
+import datetime
 import os
 
 import torch
@@ -19,7 +20,8 @@ def start(device):
         device = torch.device('cuda', int(os.environ['LOCAL_RANK']))
         torch.cuda.set_device(device)
     if not dist.is_initialized():
-        dist.init_process_group('nccl' if device.type == 'cuda' else 'gloo')
+        # the others wait while the first decodes a pool, which can take days
+        dist.init_process_group('nccl' if device.type == 'cuda' else 'gloo', timeout=datetime.timedelta(days=7))
     return device
 
 

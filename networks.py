@@ -1,7 +1,7 @@
 """Networks by name, their cost, and the files they are kept in: plain tensors and facts, nothing pickled."""
 
+import itertools
 import os
-import pickle
 from pathlib import Path
 
 import torch
@@ -99,7 +99,7 @@ def load_network(path):
         facts, state = content['facts'], content['state_dict']
         net = build(facts['arch'], facts['width'], facts['classes'], facts['channels'])
         net.load_state_dict(state)
-    except (pickle.UnpicklingError, RuntimeError, KeyError, TypeError, EOFError, ValueError) as e:
+    except Exception as e:  # torch.load raises a dozen kinds for a damaged file
         raise UserError(f'{path} is not a network that this project saved ({first_line(e)}): train one with teacher-train.py, '
                         'or write yours with networks.save_network (see the README)') from None
     return net.eval(), facts
@@ -136,8 +136,7 @@ def fold_batch_norms(net):
     """Folds every batch norm into the convolution before it, in place, for a network that only infers: the same function
     with fewer passes over memory. Where the modules of a block stand in the order conv, bn, as in our ResNets."""
     for module in net.modules():
-        children = list(module.named_children())
-        for (conv_name, conv), (bn_name, bn) in zip(children, children[1:]):
+        for (conv_name, conv), (bn_name, bn) in itertools.pairwise(list(module.named_children())):
             if isinstance(conv, nn.Conv2d) and isinstance(bn, nn.BatchNorm2d):
                 setattr(module, conv_name, fuse_conv_bn_eval(conv, bn))
                 setattr(module, bn_name, nn.Identity())

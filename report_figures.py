@@ -78,7 +78,7 @@ def draw_histogram(fig, rows):
         run = find_run([row], 'selection.csv')
         if run:
             counts = {}
-            with (run['folder'] / 'selection.csv').open(newline='', encoding='utf-8') as file:
+            with (run['folder'] / 'selection.csv').open(newline='', encoding='utf-8', errors='surrogateescape') as file:
                 for line in csv.DictReader(file):  # a stream, since a pool may hold millions
                     label = int(line['pseudo_label'])
                     counts[label] = counts.get(label, 0) + int(line['chosen'])

@@ -13,7 +13,7 @@ import torchvision
 
 import distributed
 from networks import count_multiply_adds, count_parameters, save_network, save_tensors
-from utils import UserError, say
+from utils import UserError, first_line, say
 
 
 def write_json(path, content):
@@ -65,13 +65,16 @@ class Run:
                 if key not in NOT_COMPARED and old.get(key) != new.get(key):
                     raise UserError(f'{self.folder} was run with {key}={old.get(key)}, and now it is {new.get(key)}: give the '
                                     'same, or --run NAME for another folder')
-        elif self.folder.exists() and any(self.folder.iterdir()):
+        elif self.folder.exists() and not (self.folder.is_dir() and not any(self.folder.iterdir())):
             raise UserError(f'{self.folder} exists and holds no run: move it away, or give --run NAME for another folder')
         else:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+            except OSError as e:
+                raise UserError(f'{self.folder} can not be made ({first_line(e)}): give another --output_dir') from None
             write_json(config_file, {
                 'args': settings,
-                'command': shlex.join(['python', *sys.argv]),
+                'command': shlex.join(['python', Path(sys.argv[0]).name, *sys.argv[1:]]),
                 'versions': {'python': platform.python_version(), 'torch': torch.__version__, 'torchvision': torchvision.__version__},
                 'hardware': hardware(device),
             })

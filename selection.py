@@ -89,11 +89,11 @@ def write_csv(path, pool, noise, labels, chosen):
     flag = np.zeros(len(noise), np.int8)
     flag[chosen] = 1
     partial = path.with_name(path.name + '.partial')
-    with open(partial, 'w', newline='') as f:
+    with open(partial, 'w', newline='', encoding='utf-8', errors='surrogateescape') as f:  # a path can hold any bytes
         writer = csv.writer(f)
         writer.writerow(['image', 'noise', 'pseudo_label', 'chosen'])
-        for i in range(len(noise)):
-            writer.writerow([pool.image_name(i), f'{noise[i]:.6g}', labels[i], flag[i]])
+        for name, x, label, chosen_too in zip(pool.names(), noise, labels, flag):
+            writer.writerow([name, f'{x:.6g}', label, chosen_too])
     os.replace(partial, path)
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 import demo_pool
 import distributed
 from data import SIZE
-from decode import decode_dataset, decode_files
+from decode import NEEDS_WEBDATASET, decode, decode_dataset, decode_files, fingerprints, image_suffixes
 from utils import UserError, first_line, say
 
 # torchvision sets by name, used without their labels: (constructor, its arguments)
@@ -29,18 +29,14 @@ SETS = {
     'fashionmnist': (torchvision.datasets.FashionMNIST, {'train': True}),
     'mnist': (torchvision.datasets.MNIST, {'train': True}),
 }
-IMAGE_SUFFIXES = None  # PIL's, asked for at first use
 
 
 class Pool:
-    """The images of one or more sources, one after another.
-
-    parts: list of (images (N, C, H, W) uint8 memmap, rows (M,) of the readable ones, name of a row: int -> str).
-    """
+    """The images of one or more sources, one after another, in the parts that they were decoded to (see decode.Part)."""
 
     def __init__(self, parts, name):
         self.parts, self.name = parts, name
-        self.starts = np.cumsum([0] + [len(rows) for _, rows, _ in parts])
+        self.starts = np.cumsum([0] + [part.count for part in parts])
 
     def __len__(self):
         return int(self.starts[-1])
@@ -48,40 +44,53 @@ class Pool:
     def take(self, indices):
         """indices: (B,) in any order -> (B, C, H, W) uint8 tensor on the CPU."""
         indices = np.asarray(indices)
-        images, _, _ = self.parts[0]
-        out = np.empty((len(indices), *images.shape[1:]), np.uint8)
-        for (images, rows, _), start, stop in zip(self.parts, self.starts, self.starts[1:]):
-            mine = (indices >= start) & (indices < stop)
-            out[mine] = images[rows[indices[mine] - start]]
+        part_of = np.searchsorted(self.starts, indices, side='right') - 1
+        out = np.empty((len(indices), *self.parts[0].images.shape[1:]), np.uint8)
+        for number in np.unique(part_of):
+            mine = part_of == number
+            out[mine] = self.parts[number].images[indices[mine] - self.starts[number]]
         return torch.from_numpy(out)
 
-    def image_name(self, index):
-        """The path, or 'set[index]', of an image."""
-        part = int(np.searchsorted(self.starts, index, side='right')) - 1
-        _, rows, name = self.parts[part]
-        return name(int(rows[index - self.starts[part]]))
+    def names(self):
+        """Yields the path, 'shard#key' or 'set[index]' of every image, in order."""
+        for part in self.parts:
+            yield from part.names()
 
 
 def open_pool(sources, channels, data_dir, cache_dir, workers):
-    """The pool of `sources`: folders, names of torchvision sets (see SETS; looked for in, or downloaded to, `data_dir`), or
-    'demo'. channels: 1 or 3, as the teacher takes. Raises UserError for a source that is neither, or holds no image."""
+    """The pool of `sources`, joined: folders, text files of paths, WebDataset shards (a path that ends in .tar, with brace
+    ranges), names of torchvision sets (see SETS; looked for in, or downloaded to, `data_dir`), or 'demo'.
+
+    channels: 1 or 3, as the teacher takes. Raises UserError for a source that is none of these, or holds no image.
+    """
     parts, names = [], []
     for source in sources:
         with distributed.in_turn():
-            parts.append(open_source(source, channels, data_dir, cache_dir, workers))
-        names.append(source.lower() if source.lower() in SETS else Path(source).resolve().name)
+            parts += open_source(source, channels, data_dir, cache_dir, workers)
+        names.append(source.lower() if source.lower() in ('demo', *SETS) else Path(source).resolve().name)
     pool = Pool(parts, '+'.join(names))
     say(f'wild pool {pool.name}: {len(pool)} images')
     return pool
 
 
 def open_source(source, channels, data_dir, cache_dir, workers):
-    if source == 'demo':
-        images = np.repeat(demo_pool.draw(SIZE), channels, axis=1)
-        return images, np.arange(len(images)), lambda i: f'demo[{i}]'
+    if source.lower() == 'demo':
+        return open_demo(channels, cache_dir)
     if source.lower() in SETS:
         return open_set(source.lower(), channels, data_dir, cache_dir)
-    return open_folder(source, channels, cache_dir, workers)
+    name = Path(source).resolve().name
+    if source.endswith('.tar'):
+        shards = find_shards(source)
+        return decode(shards, SIZE, channels, cache_dir, name, fingerprints(shards), workers)
+    paths = read_list(source) if source.endswith('.txt') and os.path.isfile(source) else find_images(source)
+    return decode_files(paths, SIZE, channels, cache_dir, name, workers)
+
+
+def open_demo(channels, cache_dir):
+    def dataset():
+        return [(Image.fromarray(x), 0) for x in demo_pool.draw(SIZE)[:, 0]]
+
+    return decode_dataset(dataset, SIZE, channels, cache_dir, 'demo', [f'demo {demo_pool.VERSION}'])
 
 
 def open_set(name, channels, data_dir, cache_dir):
@@ -95,28 +104,42 @@ def open_set(name, channels, data_dir, cache_dir):
             raise UserError(f"the wild pool {name} is not in --data {data_dir} as torchvision's files, and can't be downloaded "
                             f'({first_line(e)}): name a folder of images with --wild, or `--wild demo`') from None
 
-    images, rows = decode_dataset(dataset, SIZE, channels, cache_dir, name, ['torchvision', name, str(Path(data_dir).resolve())])
-    return images, rows, lambda i: f'{name}[{i}]'
+    return decode_dataset(dataset, SIZE, channels, cache_dir, name, [f'torchvision {name} {Path(data_dir).resolve()}'])
 
 
-def open_folder(folder, channels, cache_dir, workers):
-    if not os.path.isdir(folder):
-        raise UserError(f'--wild {folder} is neither a folder nor one of demo, {", ".join(SETS)}: name a folder of images')
-    paths = find_images(folder)
+def find_shards(pattern):
+    """The files of a brace range such as shards/{00000..00099}.tar, as img2dataset numbers them."""
+    try:
+        from webdataset.shardlists import expand_urls
+    except ImportError:
+        raise UserError(f'--wild {pattern} names WebDataset shards: {NEEDS_WEBDATASET}') from None
+    try:
+        shards = expand_urls(pattern)
+    except ValueError as e:
+        raise UserError(f'--wild {pattern} is no brace range ({first_line(e)}): write it as {{00000..00099}}.tar') from None
+    missing = [path for path in shards if not os.path.isfile(path)]
+    if missing:
+        raise UserError(f'--wild {pattern}: {len(missing)} of its {len(shards)} shards are missing, the first is {missing[0]}')
+    return shards
+
+
+def read_list(file):
+    """The paths of a text file, a line each; relative ones are relative to the file's folder."""
+    base = os.path.dirname(file)
+    with open(file, encoding='utf-8-sig', errors='surrogateescape') as f:
+        paths = [os.path.join(base, line.rstrip('\r\n')) for line in f if line.strip()]
     if not paths:
-        raise UserError(f'--wild {folder} holds no image file at any depth: name a folder of images')
-    images, rows = decode_files(paths, SIZE, channels, cache_dir, Path(folder).resolve().name, workers)
-    return images, rows, lambda i: paths[i]
+        raise UserError(f'--wild {file} lists no path: write a path a line')
+    return paths
 
 
 def find_images(folder):
     """The image files below a folder, sorted: those with a suffix that PIL reads, and those with none. Links are followed,
-    each folder once; hidden files are left out."""
-    global IMAGE_SUFFIXES
-    if IMAGE_SUFFIXES is None:
-        Image.init()
-        IMAGE_SUFFIXES = {'', *Image.registered_extensions()}
-    paths, seen = [], set()
+    each folder once; hidden files are left out. Raises UserError where there is no such folder, or no image."""
+    if not os.path.isdir(folder):
+        raise UserError(f'--wild {folder} is neither a folder, a .txt list of paths, a .tar shard, nor one of demo, {", ".join(SETS)}: '
+                        'name a folder of images')
+    paths, shards, seen = [], [], set()
     for root, folders, files in os.walk(folder, followlinks=True):
         real = os.path.realpath(root)
         if real in seen:
@@ -124,5 +147,14 @@ def find_images(folder):
             continue
         seen.add(real)
         folders[:] = sorted(f for f in folders if not f.startswith('.'))
-        paths += [os.path.join(root, f) for f in files if not f.startswith('.') and os.path.splitext(f)[1].lower() in IMAGE_SUFFIXES]
+        shards += [os.path.join(root, f[:-4]) for f in files if f.endswith('.tar')]
+        paths += [os.path.join(root, f) for f in files
+                  if not f.startswith('.') and (os.path.splitext(f)[1].lower() or '.png') in image_suffixes()]
+    if not paths:
+        hint = ''
+        if shards:
+            first, last = min(shards), max(shards)
+            start = first.rstrip('0123456789')
+            hint = f', or its {len(shards)} .tar shards as "{start}{{{first[len(start):]}..{last[len(start):]}}}.tar"'
+        raise UserError(f'--wild {folder} holds no image file at any depth: name a folder of images{hint}')
     return sorted(paths)

@@ -3,9 +3,7 @@ import hashlib
 import pickle
 import re
 import sys
-import urllib.request
 from pathlib import Path
-from urllib.error import URLError
 
 import numpy as np
 import pytest
@@ -24,14 +22,6 @@ from utils import UserError
 
 def random_images(*shape, seed=0):
     return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
-
-
-@pytest.fixture
-def no_network(monkeypatch):
-    def refuse(*a, **k):
-        raise URLError('no network')
-
-    monkeypatch.setattr(urllib.request, 'urlopen', refuse)
 
 
 # ---------------------------------------------------------------- augmentation and normalisation

@@ -16,8 +16,18 @@ from wild import Pool
 CPU = torch.device('cpu')
 
 
+class Part:
+    """Images in memory, in place of a decode.Part."""
+
+    def __init__(self, images, name):
+        self.images, self.count, self.name = images, len(images), name
+
+    def names(self):
+        return [self.name.format(i) for i in range(self.count)]
+
+
 def pool_of(images, name='image[{}]'):
-    return Pool([(images, np.arange(len(images)), name.format)], 'made up')
+    return Pool([Part(images, name)], 'made up')
 
 
 class FirstPixels(nn.Module):

