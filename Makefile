@@ -7,13 +7,15 @@ TORCH_INDEX ?=
 OUT := demo
 RUN := --dataset mnist5k --output_dir $(OUT)/runs --resume
 
-.PHONY: demo test clean
+PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 
-# The pip of the new environment; torch and torchvision from one index, so that they fit each other.
+.PHONY: demo test bench clean
+
+# A stamp for each requirements file that the environment holds. torch and torchvision come from one index, so that they fit.
 $(VENV)/%: requirements-%.txt requirements.txt
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch'>=2.4' torchvision'>=0.19'
-	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements-$*.txt
+	$(if $(TORCH_INDEX),$(PIP) --index-url $(TORCH_INDEX) -c requirements.txt torch torchvision)
+	$(PIP) -r requirements.txt -r requirements-$*.txt
 	touch $@
 
 demo: $(VENV)/demo
@@ -27,6 +29,10 @@ test: $(VENV)/test
 	$(PY) -m ruff check .
 	$(PY) report.py --check
 	$(PY) -m pytest
+
+# flags: make bench BENCH_FLAGS='--photos DIR --check'
+bench: $(VENV)/demo
+	$(PY) bench.py $(BENCH_FLAGS)
 
 clean:
 	rm -rf $(VENV) $(OUT) .pytest_cache .ruff_cache
