@@ -21,7 +21,7 @@ from networks import ARCHS, build, count_parameters, load_teacher, resolve_width
 from runs import Run, print_result
 
 LENET = dict(epochs=200, epoch_steps=120, batch_size=512, latent_dim=100, lr_G=0.2, optimizer='adam', lr=2e-3, schedule='constant',
-             milestones=(), oh=1.0, ie=5.0, a=0.1)
+             milestones=(0.4, 0.8), oh=1.0, ie=5.0, a=0.1)
 CIFAR10 = dict(epochs=2000, epoch_steps=120, batch_size=1024, latent_dim=1000, lr_G=0.02, optimizer='sgd', lr=0.1, schedule='steps',
                milestones=(0.4, 0.8), oh=0.05, ie=5.0, a=0.01)
 RECIPES = {'MNIST': LENET, 'FashionMNIST': LENET, 'mnist5k': LENET, 'cifar10': CIFAR10,
@@ -53,7 +53,7 @@ def main():
     args = parse()
     info = DATASETS[args.dataset]
     device = utils.pick_device(args.device)
-    teacher, facts, teacher_file = load_teacher(args.teacher_dir or args.output_dir, args.dataset, device)
+    teacher, facts, teacher_file = load_teacher(args.teacher_dir or args.output_dir, args.dataset, info, device)
     if args.img_size != 32 or args.channels not in (None, facts['channels']):
         raise utils.UserError(f'--img_size {args.img_size}, --channels {args.channels}, but the teacher takes images of 32 x 32 with '
                               f'{facts["channels"]} channels: leave both out')
@@ -61,12 +61,14 @@ def main():
     width = resolve_width(arch, args.width, facts)
     r = SimpleNamespace(**utils.override(RECIPES[args.dataset], args))
     amp = utils.pick_amp(args.amp, device, 'generator')  # its convolutions are large, whatever the teacher
-    shown = vars(r) | {'arch': arch, 'width': width, 'channels': facts['channels'], 'device': device.type, 'amp': amp}
+    student_amp = utils.pick_amp(args.amp, device, arch)  # to evaluate in, as the other scripts do
+    shown = vars(r) | {'teacher': facts['digest'], 'arch': arch, 'width': width, 'channels': facts['channels'], 'device': device.type,
+                       'amp': amp}
 
     # ---------------------------------------------------------------- test data, networks
     test = load_test(args.dataset, args.data, args.cache_dir, args.workers, device)
     normalise = Normalise(facts['mean'], facts['std'], device)
-    teacher_top1 = teacher_accuracy(teacher, facts, teacher_file, test, normalise, device, amp)
+    teacher_top1 = teacher_accuracy(teacher, facts, teacher_file, test, normalise, device, args.amp)
     run = Run(args, f'{args.dataset}-dafl-{arch}-w{width}-s{args.seed}', device, vars(args) | shown)
     utils.say_settings(shown)
     if run.finished():
@@ -113,13 +115,14 @@ def main():
         distributed.same_buffers(generator, student)
         means.read()  # waits for the device
         seconds = time.time() - start
-        run.end_epoch(epoch, step, lr, means, seconds, *utils.evaluate(student, test, normalise, device, amp))
+        run.end_epoch(epoch, step, lr, means, seconds, *utils.evaluate(student, test, normalise, device, student_amp))
 
     # ---------------------------------------------------------------- result
     run.finish({
         'script': 'DAFL-train.py', 'method': 'dafl', 'recipe': None, 'select': None, 'loss': 'oh+ie+a+kd', 'dataset': args.dataset,
         'arch': arch, 'width': width, 'seed': args.seed, 'epochs': r.epochs, 'steps': step, 'images_seen': step * r.batch_size,
-        'num_select': None, 'wild': None, 'teacher_top1': teacher_top1,
+        'num_select': None, 'wild': None, 'teacher_top1': teacher_top1, 'teacher_arch': facts['arch'], 'teacher_width': facts['width'],
+        'teacher': facts['digest'],
     })
 
 

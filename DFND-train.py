@@ -8,6 +8,7 @@ Score every wild image with the teacher, select the clean ones, distil with a lo
 """
 
 import argparse
+import hashlib
 import time
 from types import SimpleNamespace
 
@@ -40,7 +41,7 @@ RECIPES = {
     'corrected': RELEASED | dict(select='balanced', wild_norm='teacher', published_acc=False, epochs=lambda n: int(40_000 / n * 512)),
     # Ours: a LeNet has no batch norm, and SGD at 0.1 under a loss scaled by T^2 = 16 does not suit it.
     'lenet': RELEASED | dict(select='balanced', wild_norm='teacher', published_acc=False, num_select=25_000,
-                             epochs=None, steps=3000, optimizer='adam', lr=4e-3, schedule='onecycle', milestones=()),
+                             epochs=None, steps=3000, optimizer='adam', lr=4e-3, schedule='onecycle'),
 }
 
 
@@ -86,6 +87,11 @@ def resolve(args, arch):
     if original and (wild_only or 'nll' in r.loss):
         given = ', '.join('--' + f for f in wild_only) or f'--loss {r.loss}'
         raise utils.UserError(f'--transfer_set original has true labels and no wild images, so {given} means nothing there: leave it out')
+    if original:
+        r.class_weights, r.wild_norm = False, None
+    for flag, term in (('teacher_acc', 'nll'), ('T', 'kd')):
+        if getattr(args, flag) and term not in r.loss:
+            raise utils.UserError(f'--{flag} is of the term {term}, which --loss {r.loss} leaves out: leave --{flag} out too')
     if args.num_select and r.select == 'all':
         raise utils.UserError(f'--num_select {args.num_select} and --select all contradict each other: leave one out')
     if args.epochs and args.steps:
@@ -102,18 +108,18 @@ def main():
     arch = args.arch or info.student
     device = utils.pick_device(args.device)
     r = resolve(args, arch)
-    teacher, facts, teacher_file = load_teacher(args.teacher_dir or args.output_dir, args.dataset, device)
+    teacher, facts, teacher_file = load_teacher(args.teacher_dir or args.output_dir, args.dataset, info, device)
     width = resolve_width(arch, args.width, facts)
     amp = utils.pick_amp(args.amp, device, arch)
     classes, channels = facts['classes'], facts['channels']
     names = info.names or tuple(map(str, range(classes)))
     normalise = Normalise(facts['mean'], facts['std'], device)
     test = load_test(args.dataset, args.data, args.cache_dir, args.workers, device)
-    teacher_top1 = teacher_accuracy(teacher, facts, teacher_file, test, normalise, device, amp)
+    teacher_top1 = teacher_accuracy(teacher, facts, teacher_file, test, normalise, device, args.amp)
     accuracy = args.teacher_acc or (r.published_acc and PUBLISHED_ACC.get(args.dataset)) or (teacher_top1 or 0) / 100
     if not accuracy and 'nll' in r.loss:
-        raise utils.UserError(f"{teacher_file} carries no accuracy above 0, and no test data measures it: give the adaptation matrix's "
-                              'diagonal with --teacher_acc')
+        raise utils.UserError(f"{teacher_file} has no accuracy above 0, measured or in its facts: give the adaptation matrix's diagonal "
+                              'with --teacher_acc')
 
     # ---------------------------------------------------------------- transfer set
     if args.transfer_set == 'original':
@@ -131,10 +137,13 @@ def main():
         r.epochs = -(-r.steps // per_epoch)
     else:
         r.epochs = r.epochs if isinstance(r.epochs, int) else max(1, r.epochs(count))
+        if not args.epochs and r.epochs > 5000:
+            utils.warn(f"the recipe's formula gives {r.epochs:,} epochs of {count} images: --epochs or --steps makes a shorter run")
         r.steps = r.epochs * per_epoch
     shown = {k: v for k, v in vars(r).items() if k != 'published_acc'}
-    shown |= {'teacher_acc': accuracy, 'arch': arch, 'width': width, 'device': device.type, 'amp': amp}
+    shown |= {'teacher_acc': accuracy, 'teacher': facts['digest'], 'arch': arch, 'width': width, 'device': device.type, 'amp': amp}
     run = Run(args, f'{args.dataset}-{method}-{arch}-w{width}-s{args.seed}', device, vars(args) | shown)
+    accuracy = run.settings['teacher_acc']
     utils.say_settings(shown)
     if run.finished():
         return print_result(run.finished())
@@ -143,6 +152,7 @@ def main():
         'dataset': args.dataset, 'arch': arch, 'width': width, 'seed': args.seed, 'epochs': r.epochs, 'steps': r.steps,
         'images_seen': 0, 'num_select': None if pool is None else count, 'wild': wild, 'teacher_top1': teacher_top1,
         'class_weights': r.class_weights, 'T': r.T, 'augment': r.augment, 'wild_norm': r.wild_norm, 'teacher_acc': accuracy,
+        'wild_images': pool and len(pool), 'teacher_arch': facts['arch'], 'teacher_width': facts['width'], 'teacher': facts['digest'],
     }
 
     # ---------------------------------------------------------------- score and select
@@ -242,8 +252,15 @@ def for_channels(statistics, channels):
 def score_and_select(run, teacher, pool, normalise, device, amp, r, classes, names, seed):
     """(noise, pseudo-labels, chosen indices), kept in the run's folder so that a resumed run neither scores again nor chooses anew."""
     kept = run.folder / 'selection.npz'
+    digest = hashlib.sha256()
+    for name in pool.names():
+        digest.update(name.encode('utf-8', 'surrogateescape') + b'\n')
+    digest = digest.hexdigest()
     if distributed.on_first(kept.is_file):
         with np.load(kept) as f:
+            if str(f['pool']) != digest:
+                raise utils.UserError(f'the wild pool is not the one that {kept.with_suffix(".csv")} was made from: put its images back, '
+                                      'or select anew with --run NAME')
             return f['noise'], f['labels'], f['chosen']
     noise, labels = score(teacher, pool, normalise, device, amp)
     chosen = select(noise, labels, r.num_select, r.select, classes, seed)
@@ -251,7 +268,7 @@ def score_and_select(run, teacher, pool, normalise, device, amp, r, classes, nam
         write_csv(run.folder / 'selection.csv', pool, noise, labels, chosen)
         write_thumbnails(run.folder / 'thumbnails.npz', pool, noise, labels, names)
         partial = kept.with_name('selection.partial.npz')
-        np.savez(partial, noise=noise, labels=labels, chosen=chosen)
+        np.savez(partial, noise=noise, labels=labels, chosen=chosen, pool=digest)
         partial.rename(kept)
     return noise, labels, chosen
 

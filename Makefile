@@ -13,7 +13,7 @@ PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 
 # A stamp for each requirements file that the environment holds. torch and torchvision come from one index, so that they fit.
 $(VENV)/%: requirements-%.txt requirements.txt
-	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	$(if $(TORCH_INDEX),$(PIP) --index-url $(TORCH_INDEX) -c requirements.txt torch torchvision)
 	$(PIP) -r requirements.txt -r requirements-$*.txt
 	touch $@

@@ -14,7 +14,7 @@ from PIL import Image
 
 import distributed
 from decode import decode_files, to_array
-from utils import UserError, first_line, rng, warn
+from utils import UserError, first_line, rng, say, warn
 
 SIZE = 32  # every network here takes 32 x 32; MNIST's 28 are resized, as published
 
@@ -45,7 +45,7 @@ CIFAR = DatasetInfo(10, 3, (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010), T
 DATASETS = {
     'MNIST': MNIST,
     'FashionMNIST': MNIST._replace(mean=(0.2860,), std=(0.3530,), names=(
-        'T-shirt', 'trouser', 'pullover', 'dress', 'coat', 'sandal', 'shirt', 'sneaker', 'bag', 'boot')),
+        'T-shirt/top', 'Trouser', 'Pullover', 'Dress', 'Coat', 'Sandal', 'Shirt', 'Sneaker', 'Bag', 'Ankle boot')),
     'cifar10': CIFAR,
     'cifar100': CIFAR._replace(classes=100, names=()),  # normalised as CIFAR-10 is, as published
     'mnist5k': MNIST._replace(wild=('demo',)),
@@ -116,13 +116,21 @@ def from_torchvision(dataset, channels):
 
 
 def load_folder(folder, train, info, cache_dir, workers):
-    """folder/{train,test}/<class>/*: the classes are the folders' names in alphabetical order, as torchvision's ImageFolder's."""
+    """folder/{train,test}/<class>/*: the classes are in the data set's order where the folders have its names, by number where
+    they are numbers, and else in alphabetical order, as torchvision's ImageFolder's, with a word about it."""
     part = folder / ('train' if train else 'test')
     classes = sorted(p.name for p in part.iterdir() if p.is_dir() and not p.name.startswith('.')) if part.is_dir() else []
     if len(classes) != info.classes:
         raise UserError(f'{part} holds {len(classes)} class folders, and {folder.name} has {info.classes} classes: the layout is '
                         f'{folder}/{{train,test}}/<class>/*')
-    classes = sorted(classes, key=int) if all(c.isdecimal() for c in classes) else classes
+    plain = {''.join(c for c in name.casefold() if c.isalnum()): name for name in classes}  # 'Ankle_boot' is 'Ankle boot'
+    known = [plain.get(''.join(c for c in name.casefold() if c.isalnum())) for name in info.names]
+    if known and None not in known:
+        classes = known
+    elif all(c.isdecimal() for c in classes):
+        classes = sorted(classes, key=int)
+    elif info.names:
+        say(f"the class folders of {part} don't have the data set's names: labels 0 to {len(classes) - 1} are {', '.join(classes)}")
     paths = []
     for name in classes:
         paths += sorted(e.path for e in os.scandir(part / name) if e.is_file() and not e.name.startswith('.'))

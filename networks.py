@@ -1,5 +1,6 @@
 """Networks by name, their cost, and the files they are kept in: plain tensors and facts, nothing pickled."""
 
+import hashlib
 import itertools
 import os
 from pathlib import Path
@@ -10,7 +11,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from lenet import LeNet5, LeNet5Half
 from resnet import ResNet18, ResNet34, ResNet50, ResNet101, ResNet152
-from utils import UserError, evaluate, first_line, say, to_device
+from utils import UserError, evaluate, first_line, pick_amp, say, to_device
 
 RESNETS = {'resnet18': ResNet18, 'resnet34': ResNet34, 'resnet50': ResNet50, 'resnet101': ResNet101, 'resnet152': ResNet152}
 LENETS = {'lenet5': LeNet5, 'lenet5half': LeNet5Half}
@@ -111,7 +112,7 @@ def find_teacher(where, dataset):
     Raises UserError when there is none, or more than one finished teacher of `dataset` in the output folder.
     """
     where = Path(where)
-    train = f'python teacher-train.py --dataset {dataset}'
+    train = f'python teacher-train.py --dataset {dataset}' + ('' if str(where) == 'runs' or where.is_file() else f' --output_dir {where}')
     if where.is_file():
         return where
     if not where.is_dir():
@@ -143,21 +144,34 @@ def fold_batch_norms(net):
     return net
 
 
-def load_teacher(where, dataset, device):
+def load_teacher(where, dataset, info, device):
     """The teacher at `where` (see `find_teacher`), frozen and for inference alone, on the device: (network, facts, file).
-    Raises UserError also for the teacher of another data set."""
+
+    facts has one key more, `digest`: of the weights, to tell teachers apart. info: the data set's, see data.DATASETS. Raises
+    UserError also for the teacher of another data set, and for facts that don't fit the data set.
+    """
     path = find_teacher(where, dataset)
     net, facts = load_network(path)
+    for wrong, what in ((facts['classes'] != info.classes, f'classes={facts["classes"]}, and {dataset} has {info.classes}'),
+                        (facts['channels'] != info.channels, f'channels={facts["channels"]}, and {dataset} has {info.channels}'),
+                        (not len(facts['mean']) == len(facts['std']) == info.channels, 'a mean or std that is not one number a channel'),
+                        (facts['accuracy'] is not None and not 0 <= facts['accuracy'] <= 1, f'accuracy={facts["accuracy"]}, not in 0..1')):
+        if wrong and facts['dataset'] == dataset:
+            raise UserError(f'the facts in {path} have {what}: write it anew with networks.save_network (see the README)')
     if facts['dataset'] != dataset:
         raise UserError(f'{path} is a teacher of {facts["dataset"]}, and --dataset is {dataset}: change one of the two')
+    digest = hashlib.sha256()
+    for tensor in net.state_dict().values():
+        digest.update(tensor.numpy().tobytes())
+    facts = {**facts, 'digest': digest.hexdigest()[:16]}
     return to_device(fold_batch_norms(net), device).requires_grad_(False), facts, path
 
 
 def teacher_accuracy(teacher, facts, path, test, normalise, device, amp):
     """The teacher's top-1 in percent, measured on `test` before anything else is done with it, or, where `test` is None, as its
-    file has it (None where it has none)."""
+    file has it (None where it has none). amp: the user's, so that the precision is the one it was trained in."""
     if test is None:
         return None if facts['accuracy'] is None else 100 * facts['accuracy']
-    _, top1 = evaluate(teacher, test, normalise, device, amp)
+    _, top1 = evaluate(teacher, test, normalise, device, pick_amp(amp, device, facts['arch']))
     say(f'teacher {facts["arch"]}, width {facts["width"]}, from {path}: top-1 {top1:.2f}')
     return top1

@@ -36,11 +36,12 @@ PAPER = {  # ResNet-34 -> ResNet-18; MNIST: LeNet-5 -> LeNet-5-Half
 
 # What makes two runs two rows: these keys of result.json, then the arguments in config.json, but those that
 # say where or how a run ran. A row's name takes the first ones that tell it from its siblings.
-SETTINGS = ('recipe', 'select', 'num_select', 'loss', 'wild', 'arch', 'width', 'epochs', 'steps',
-            'images_seen')
-NOT_SETTINGS = ('script', 'method', 'dataset', 'seed', 'run', 'resume', 'device', 'workers', 'compile',
+SETTINGS = ('recipe', 'select', 'num_select', 'loss', 'wild', 'wild_images', 'arch', 'width', 'teacher_arch', 'teacher_width', 'epochs',
+            'steps', 'images_seen')
+NOT_SETTINGS = ('teacher', 'script', 'method', 'dataset', 'seed', 'run', 'resume', 'device', 'workers', 'compile',
                 'data', 'data_cifar', 'data_imagenet', 'cache', 'score_only')
 PUBLISHED_LOSS = {'teacher': 'ce', 'student': 'ce', 'kd': 'kd+ce', 'dafl': 'oh+ie+a+kd', 'dfnd': 'kd+nll'}
+PUBLISHED_DAFL_EPOCHS = (200, 2000)
 ABLATIONS = {'kd': 'KD only', 'nll': 'NLL only', 'ce': 'CE only', 'kd+ce': 'KD + CE without Q'}
 
 
@@ -75,7 +76,7 @@ def load_runs(folder):
             fail(f'{path}: method={run.get("method")!r}, dataset={run.get("dataset")!r}, expected a data set '
                  f'and a method of {", ".join(METHODS)}: delete that run, or train it again')
         for key in ('top1', 'top1_best', 'teacher_top1', 'seconds', 'seed', 'params', 'flops'):
-            if not isinstance(run.get(key), (int, float, type(None))):
+            if not isinstance(run.get(key), (int, float, type(None))) or run.get(key) != run.get(key):  # NaN is not itself
                 fail(f'{path}: {key}={run[key]!r}, expected a number or null: train that run again')
         config = path.with_name('config.json')
         runs.append({**run, 'folder': path.parent, 'config': read_json(config) if config.exists() else {}})
@@ -87,12 +88,15 @@ def load_runs(folder):
     return runs
 
 
-def settings(run):
-    """What the run was told that can matter to its number, the seed apart: {name: value}, in naming order."""
+def settings(run, shared):
+    """What the run was told that can matter to its number, the seed apart: {name: value}, in naming order.
+
+    shared: the arguments that all runs of its method have, so that a flag that came later doesn't part old runs from new.
+    """
     told = {key: run.get(key) for key in SETTINGS}
     told['loss'] = None if told['loss'] == PUBLISHED_LOSS[run['method']] else told['loss']
     for key, value in sorted(run['config'].get('args', {}).items()):
-        if key not in (*told, *NOT_SETTINGS) and not key.endswith('_dir') and '/' not in str(value):
+        if key in shared and key not in (*told, *NOT_SETTINGS) and not key.endswith('_dir') and '/' not in str(value):
             told[key] = value
     acc, top1 = told.get('teacher_acc'), run.get('teacher_top1')
     if isinstance(acc, float) and top1 is not None and abs(100 * acc - top1) < 0.006:
@@ -117,10 +121,13 @@ def name_rows(runs):
     Returns a list of dicts in the table's order: base (a key of ROWS), name (base and what tells it from its
     siblings), runs (by seed), told (settings), label (the settings in the name).
     """
-    groups = {}
+    groups, shared = {}, {}
+    for run in runs:
+        keys = run['config'].get('args', {}).keys()
+        shared[run['method']] = shared.get(run['method'], keys) & keys
     for run in runs:
         base = SELECTIONS.get(run.get('select') if run['method'] == 'dfnd' else None, METHODS[run['method']])
-        told = settings(run)
+        told = settings(run, shared[run['method']])
         row = groups.setdefault((base, json.dumps(told)), dict(base=base, told=told, label=[], runs=[]))
         twins = [other for other in row['runs'] if other.get('seed') == run.get('seed')]
         if twins:  # counted twice, it would shrink the std
@@ -139,7 +146,8 @@ def name_rows(runs):
             for row in siblings:
                 value = row['told'].get(key)
                 # said of a lone row too: what departs from the paper, and num_select where random has another
-                always = (value == 'confidence' or (key == 'loss' and value)
+                short_run = key == 'epochs' and row['base'] == 'DAFL' and value not in PUBLISHED_DAFL_EPOCHS
+                always = (value == 'confidence' or (key == 'loss' and value) or short_run
                           or (key == 'num_select' and unequal and row['base'] in picking))
                 if differ or always:
                     row['label'].append((key, value))

@@ -37,13 +37,14 @@ def cpu_name():
 
 
 # what may differ between a run and its resumption: where it runs, not what it computes
-NOT_COMPARED = ('resume', 'workers', 'cache_dir', 'device', 'data', 'output_dir', 'teacher_dir', 'score_only')
+NOT_COMPARED = {'resume', 'workers', 'cache_dir', 'device', 'data', 'output_dir', 'teacher_dir', 'score_only'}
 
 
 class Run:
     """The folder `output_dir/name`, written by one script.
 
-    Raises UserError when the folder is in use and `resume` is off, or when it holds a run with other settings.
+    Raises UserError when the folder is in use and `resume` is off, when it holds a run with other settings, or when another
+    process is writing it. `settings` are those that the run began with.
     """
 
     def __init__(self, args, name, device, settings):
@@ -52,32 +53,52 @@ class Run:
         self.name = self.folder.name
         self.started = time.time()
         self.before = 0.0  # seconds of the sittings before this one
-        distributed.on_first(self._open, args, device, settings)
+        self.settings = distributed.on_first(self._open, args, device, settings)
 
     def _open(self, args, device, settings):
         config_file = self.folder / 'config.json'
         if config_file.is_file():
+            self._lock()
+        begun = any((self.folder / name).is_file() for name in ('last.pt', 'selection.npz', 'result.json'))
+        if config_file.is_file() and begun:
             if not args.resume:
                 raise UserError(f'{self.folder} is in use: add --resume to go on with it, or --run NAME for another folder')
             old = json.loads(config_file.read_text())['args']
             new = json.loads(json.dumps(settings))
-            for key in sorted(old.keys() | new.keys()):
-                if key not in NOT_COMPARED and old.get(key) != new.get(key):
-                    raise UserError(f'{self.folder} was run with {key}={old.get(key)}, and now it is {new.get(key)}: give the '
+            # what was measured or found here, and not asked for, may come out a little different: the run keeps the first
+            free = NOT_COMPARED | {k for k, asked in (('amp', args.amp != 'auto'), ('teacher_acc', getattr(args, 'teacher_acc', None)))
+                                   if not asked}
+            for key in sorted(old.keys() & new.keys()):
+                if key not in free and old[key] != new[key]:
+                    raise UserError(f'{self.folder} was run with {key}={old[key]}, and now it is {new[key]}: give the '
                                     'same, or --run NAME for another folder')
-        elif self.folder.exists() and not (self.folder.is_dir() and not any(self.folder.iterdir())):
+            return old
+        if not config_file.is_file() and self.folder.exists() and not (self.folder.is_dir() and not any(self.folder.iterdir())):
             raise UserError(f'{self.folder} exists and holds no run: move it away, or give --run NAME for another folder')
-        else:
-            try:
-                self.folder.mkdir(parents=True, exist_ok=True)
-            except OSError as e:
-                raise UserError(f'{self.folder} can not be made ({first_line(e)}): give another --output_dir') from None
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock()
             write_json(config_file, {
                 'args': settings,
                 'command': shlex.join(['python', Path(sys.argv[0]).name, *sys.argv[1:]]),
                 'versions': {'python': platform.python_version(), 'torch': torch.__version__, 'torchvision': torchvision.__version__},
                 'hardware': hardware(device),
             })
+        except OSError as e:
+            raise UserError(f'{self.folder} can not be written ({first_line(e)}): give another --output_dir') from None
+        return settings
+
+    def _lock(self):
+        """Holds the folder for as long as this process lives, where the system has fcntl."""
+        try:
+            import fcntl
+        except ImportError:
+            return
+        self.lock = open(self.folder / 'lock', 'w')  # noqa: SIM115, closed with the process
+        try:
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f'another process is running in {self.folder}: wait for it, or give --run NAME for another folder') from None
 
     def finished(self):
         """The result of a finished run, or None."""

@@ -90,7 +90,7 @@ def write_csv(path, pool, noise, labels, chosen):
     flag[chosen] = 1
     partial = path.with_name(path.name + '.partial')
     with open(partial, 'w', newline='', encoding='utf-8', errors='surrogateescape') as f:  # a path can hold any bytes
-        writer = csv.writer(f)
+        writer = csv.writer(f, lineterminator='\n')
         writer.writerow(['image', 'noise', 'pseudo_label', 'chosen'])
         for name, x, label, chosen_too in zip(pool.names(), noise, labels, flag):
             writer.writerow([name, f'{x:.6g}', label, chosen_too])

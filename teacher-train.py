@@ -20,9 +20,9 @@ from runs import Run, print_result
 
 RECIPES = {
     'resnet': dict(epochs=200, batch_size=128, optimizer='sgd', lr=0.1, schedule='steps', milestones=(0.4, 0.6), augment=True),
-    'lenet': dict(epochs=10, batch_size=256, optimizer='adam', lr=1e-3, schedule='constant', milestones=(), augment=False),
+    'lenet': dict(epochs=10, batch_size=256, optimizer='adam', lr=1e-3, schedule='constant', milestones=(0.4, 0.6), augment=False),
     # 4,000 images are few: crops and a longer cycle of smaller batches make up for it. Ours: the papers have no such set.
-    'mnist5k': dict(epochs=48, batch_size=128, optimizer='adam', lr=4e-3, schedule='onecycle', milestones=(), augment=True),
+    'mnist5k': dict(epochs=48, batch_size=128, optimizer='adam', lr=4e-3, schedule='onecycle', milestones=(0.4, 0.6), augment=True),
 }
 
 

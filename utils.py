@@ -27,6 +27,9 @@ def first_line(error):
 def run_script(main):
     """Calls `main`; a UserError becomes one line on stderr and exit code 2, an interrupt exit code 130."""
     script = Path(sys.argv[0]).name
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, 'reconfigure'):  # a file's name can hold what the terminal's encoding lacks
+            stream.reconfigure(errors='backslashreplace')
     try:
         main()
     except UserError as e:
@@ -45,11 +48,18 @@ def fail(script, message):
 # ---------------------------------------------------------------- arguments
 
 
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Adds the default to a help text, where there is one to name."""
+
+    def _get_help_string(self, action):
+        return action.help if action.default in (None, False) else super()._get_help_string(action)
+
+
 class Parser(argparse.ArgumentParser):
     """argparse, with one line for an error and the nearest flag for an unknown one."""
 
     def __init__(self, description):
-        super().__init__(description=description, allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+        super().__init__(description=description, allow_abbrev=False, formatter_class=HelpFormatter)
 
     def error(self, message):
         unknown = message.removeprefix('unrecognized arguments: ')
@@ -115,7 +125,7 @@ def add_optimizer_arguments(g):
     """What the scripts that train on given images share."""
     g.add_argument('--batch_size', type=at_least(int, 2), help='change --lr with it')
     g.add_argument('--lr', type=at_least(float, 0, strict=True),
-                   help='at the start, or the peak of one cycle; lower it if the loss turns to NaN')
+                   help="at the start, or the peak of one cycle (default: the recipe's); lower it if the loss turns to NaN")
     g.add_argument('--schedule', choices=SCHEDULES, help='onecycle gets furthest where epochs are few')
 
 
@@ -144,6 +154,8 @@ def pick_device(name):
         name = 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'
     try:
         device = torch.device(name)
+        if device.type not in ('cuda', 'mps', 'cpu'):
+            raise RuntimeError('it is none of cuda, mps, cpu')
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as e:
         raise UserError(f'--device {name} is not usable here ({first_line(e)}): try --device auto') from None
@@ -255,7 +267,7 @@ class Means:
         means = dict(zip(self.sums, (sums / self.count).tolist()))
         for name, value in means.items():
             if not math.isfinite(value):
-                raise UserError(f'{name} became {value}: lower --lr, or turn --amp off; the last finished epoch is kept')
+                raise UserError(f'{name} became {value}: lower --lr, or turn --amp off, under another name with --run')
         return means
 
 

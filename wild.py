@@ -77,6 +77,8 @@ def open_source(source, channels, data_dir, cache_dir, workers):
     if source.lower() == 'demo':
         return open_demo(channels, cache_dir)
     if source.lower() in SETS:
+        if os.path.isdir(source):
+            say(f"--wild {source} is torchvision's set of that name; for the folder write ./{source}")
         return open_set(source.lower(), channels, data_dir, cache_dir)
     name = Path(source).resolve().name
     if source.endswith('.tar'):

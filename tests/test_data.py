@@ -348,3 +348,18 @@ def test_without_test_data_there_is_a_warning_and_no_error(tmp_path, no_network,
 def test_a_split_moves_as_a_whole():
     split = data.Split(torch.zeros(2, 1, 32, 32, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64)).to('meta')
     assert split.images.device.type == split.labels.device.type == 'meta'
+
+
+def test_class_folders_with_the_data_sets_names_take_its_order(tmp_path, capfd):
+    from data import DATASETS
+
+    for name in DATASETS['FashionMNIST'].names:
+        folder = tmp_path / 'FashionMNIST' / 'test' / name.replace('/', '_').replace(' ', '-').lower()
+        folder.mkdir(parents=True)
+        value = DATASETS['FashionMNIST'].names.index(name)
+        Image.fromarray(np.full((28, 28), value, np.uint8)).save(folder / 'x.png')
+    split = load('FashionMNIST', str(tmp_path), False, str(tmp_path / 'cache'))
+    assert (split.images[:, 0, 16, 16] == split.labels).all()
+    (tmp_path / 'FashionMNIST/test/bag').rename(tmp_path / 'FashionMNIST/test/sack')
+    load('FashionMNIST', str(tmp_path), False, str(tmp_path / 'cache'))
+    assert "don't have the data set's names" in capfd.readouterr().out

@@ -8,6 +8,7 @@ from torch import nn
 from torchvision.models import resnet as theirs
 
 import networks
+from data import DATASETS
 from generator import Generator
 from lenet import LeNet5, LeNet5Half
 from networks import (
@@ -332,7 +333,7 @@ def test_two_teachers_are_both_listed(tmp_path):
 
 def test_a_loaded_teacher_is_frozen_and_still(tmp_path):
     path = make_run(tmp_path, 'a')
-    teacher, facts, found = load_teacher(tmp_path, 'MNIST', torch.device('cpu'))
+    teacher, facts, found = load_teacher(tmp_path, 'MNIST', DATASETS['MNIST'], torch.device('cpu'))
     assert found == path and facts['dataset'] == 'MNIST'
     assert not teacher.training and not any(p.requires_grad for p in teacher.parameters())
 
@@ -340,7 +341,7 @@ def test_a_loaded_teacher_is_frozen_and_still(tmp_path):
 def test_another_data_sets_teacher_is_refused_by_name(tmp_path):
     path = make_run(tmp_path, 'a', dataset='FashionMNIST')
     with pytest.raises(UserError) as error:
-        load_teacher(path, 'MNIST', torch.device('cpu'))
+        load_teacher(path, 'MNIST', DATASETS['MNIST'], torch.device('cpu'))
     text = one_line(error)
     assert str(path) in text and 'FashionMNIST' in text and '--dataset is MNIST' in text
 
@@ -358,9 +359,20 @@ def test_a_teacher_made_ready_for_inference_computes_the_same(arch, tmp_path):
     width = resolve_width(arch, 8 if arch.startswith('resnet') else None)
     net = randomise(build(arch, width, 10, 1)).eval()  # batch norms whose folding would show
     save_network(tmp_path / 'teacher.pt', net, facts_of(arch, width))
-    teacher, _, _ = load_teacher(tmp_path / 'teacher.pt', 'MNIST', torch.device('cpu'))
+    teacher, _, _ = load_teacher(tmp_path / 'teacher.pt', 'MNIST', DATASETS['MNIST'], torch.device('cpu'))
     x = torch.randn(4, 1, 32, 32)
     with torch.no_grad():
         for ours, plain in zip(teacher(x, out_feature=True), net(x, out_feature=True)):
             torch.testing.assert_close(ours, plain, rtol=1e-3, atol=1e-4)
             assert ours.std() > 1e-3
+
+
+@pytest.mark.parametrize('facts, named', [({'classes': 5}, 'classes=5'),
+                                          ({'channels': 3, 'mean': [0.1] * 3, 'std': [0.3] * 3}, 'channels=3'),
+                                          ({'mean': [0.1, 0.2]}, 'mean or std'), ({'accuracy': 95.0}, 'accuracy=95.0')])
+def test_a_teacher_whose_facts_do_not_fit_the_data_set_is_refused(facts, named, tmp_path):
+    facts = DATASETS['MNIST'].facts('MNIST', 'lenet5', 6) | {'accuracy': 0.9} | facts
+    save_network(tmp_path / 'teacher.pt', build('lenet5', 6, facts['classes'], facts['channels']), facts)
+    with pytest.raises(UserError) as error:
+        load_teacher(tmp_path / 'teacher.pt', 'MNIST', DATASETS['MNIST'], torch.device('cpu'))
+    assert named in one_line(error)

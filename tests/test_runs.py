@@ -1,6 +1,7 @@
 """A run's folder and what every script does: resume bit by bit, learning rates, seeds, arguments, evaluation."""
 import json
 import math
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -245,9 +246,23 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_advice(value):
 # ---------------------------------------------------------------- a run's folder
 
 
-def open_run(tmp_path, resume=False, name=None, **settings):
-    args = SimpleNamespace(output_dir=str(tmp_path / 'runs'), run=name, resume=resume)
-    return Run(args, 'MNIST-teacher', CPU, {'seed': 0, 'lr': 0.1, 'milestones': (0.4, 0.8), 'resume': resume, **settings})
+OPENED = []
+
+
+def open_run(tmp_path, resume=False, name=None, amp='auto', **settings):
+    """A Run, as if the process of the one before were dead."""
+    while OPENED:
+        OPENED.pop().lock.close()
+    args = SimpleNamespace(output_dir=str(tmp_path / 'runs'), run=name, resume=resume, amp=amp)
+    OPENED.append(Run(args, 'MNIST-teacher', CPU, {'seed': 0, 'lr': 0.1, 'milestones': (0.4, 0.8), 'resume': resume, **settings}))
+    return OPENED[-1]
+
+
+def open_begun(tmp_path, **kw):
+    """A Run with a first epoch behind it."""
+    run = open_run(tmp_path, **kw)
+    (run.folder / 'last.pt').write_bytes(b'')
+    return run
 
 
 def test_a_run_writes_its_settings(tmp_path):
@@ -260,9 +275,29 @@ def test_a_run_writes_its_settings(tmp_path):
 
 
 def test_a_folder_in_use_is_refused_without_resume(tmp_path):
-    run = open_run(tmp_path)
+    run = open_begun(tmp_path)
     text = error_of(open_run, tmp_path)
     assert str(run.folder) in text and '--resume' in text and '--run NAME' in text
+
+
+def test_a_run_that_ended_before_its_first_epoch_makes_room(tmp_path):
+    open_run(tmp_path, lr=1e9)
+    assert open_run(tmp_path, lr=0.1).settings['lr'] == 0.1
+    assert json.loads((tmp_path / 'runs/MNIST-teacher/config.json').read_text())['args']['lr'] == 0.1
+
+
+@pytest.mark.skipif(sys.platform == 'win32', reason='no fcntl')
+def test_a_second_process_in_the_folder_is_refused(tmp_path):
+    run = open_begun(tmp_path)
+    OPENED.clear()  # it lives
+    assert 'another process is running' in error_of(open_run, tmp_path, resume=True)
+    run.lock.close()
+    open_run(tmp_path, resume=True)
+
+
+def test_what_was_found_and_not_asked_for_may_differ_on_resume(tmp_path):
+    open_begun(tmp_path, teacher_acc=0.98)
+    assert open_run(tmp_path, resume=True, teacher_acc=0.97).settings['teacher_acc'] == 0.98
 
 
 def test_a_folder_of_something_else_is_refused_and_left_alone(tmp_path):
@@ -273,7 +308,7 @@ def test_a_folder_of_something_else_is_refused_and_left_alone(tmp_path):
     (folder / 'photo.jpg').write_bytes(b'mine')
     for resume in (False, True):
         assert str(folder) in error_of(open_run, tmp_path, resume=resume)
-    assert [p.name for p in folder.iterdir()] == ['photo.jpg']
+    assert sorted(p.name for p in folder.iterdir()) == ['lock', 'photo.jpg']
 
 
 @pytest.mark.parametrize('in_the_way', ['runs', 'runs/MNIST-teacher'])
@@ -283,15 +318,14 @@ def test_a_file_in_the_folders_place_is_told(in_the_way, tmp_path):
     assert str(tmp_path / in_the_way) in error_of(open_run, tmp_path)
 
 
-@pytest.mark.parametrize('change, named', [(dict(lr=0.2), 'lr=0.1, and now it is 0.2'), (dict(milestones=(0.4,)), 'milestones'),
-                                           (dict(added=1), 'added=None')])
+@pytest.mark.parametrize('change, named', [(dict(lr=0.2), 'lr=0.1, and now it is 0.2'), (dict(milestones=(0.4,)), 'milestones')])
 def test_resume_with_another_setting_is_refused_by_name(change, named, tmp_path):
-    open_run(tmp_path)
+    open_begun(tmp_path)
     assert named in error_of(open_run, tmp_path, resume=True, **change)
 
 
 def test_resume_elsewhere_is_the_same_run(tmp_path):
-    open_run(tmp_path, workers=4, device='cuda', data='a', cache_dir='b')
+    open_begun(tmp_path, workers=4, device='cuda', data='a', cache_dir='b')
     open_run(tmp_path, workers=0, device='cpu', data='c', cache_dir='d', resume=True)
 
 

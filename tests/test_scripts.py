@@ -260,6 +260,25 @@ def test_resume_refuses_other_settings(digits):
     assert 'with T=4.0, and now it is 3.0' in line and '--run NAME' in line
 
 
+def test_resume_refuses_another_pool_and_another_teacher(digits, tmp_path):
+    for i in range(20):
+        Image.fromarray(np.full((28, 28), 10 * i, np.uint8)).save(tmp_path / f'{i}.png')
+    args = ['--dataset', 'mnist5k', '--wild', tmp_path, '--num_select', 8, '--steps', 1, '--run', 'changed']
+    run('DFND-train.py', *args, '--score_only', cwd=digits)
+    run('teacher-train.py', '--dataset', 'mnist5k', '--epochs', 1, '--seed', 1, '--output_dir', tmp_path / 'other', cwd=digits)
+    line = error(run('DFND-train.py', *args, '--resume', '--teacher_dir', tmp_path / 'other', cwd=digits, code=2))
+    assert 'was run with teacher=' in line
+    (tmp_path / '7.png').unlink()
+    assert 'the wild pool is not the one' in error(run('DFND-train.py', *args, '--resume', cwd=digits, code=2))
+
+
+def test_the_schedule_in_steps_drops_for_lenets_too(digits):
+    run('teacher-train.py', '--dataset', 'mnist5k', '--epochs', 5, '--schedule', 'steps', '--output_dir', 'steps', cwd=digits)
+    metrics = digits / 'steps' / 'mnist5k-teacher-lenet5-w6-s0' / 'metrics.jsonl'
+    rates = [json.loads(row)['lr'] for row in metrics.read_text().splitlines()]
+    assert rates == pytest.approx([4e-3, 4e-3, 4e-4, 4e-5, 4e-5])
+
+
 # ---------------------------------------------------------------- mistakes
 
 
@@ -318,6 +337,8 @@ def test_num_select_above_the_pool_is_an_error(digits):
     (['--dataset', 'mnist5'], 'did you mean mnist5k?'),
     (['--teacher_dir', 'nowhere'], 'no teacher at nowhere'),
     (['--device', 'tpu'], '--device auto'),
+    (['--loss', 'kd', '--teacher_acc', '0.5'], 'leave --teacher_acc out'),
+    (['--loss', 'nll', '--T', '2'], 'leave --T out'),
 ])
 def test_mistakes_are_one_line(digits, args, part):
     assert part in error(run('DFND-train.py', '--dataset', 'mnist5k', '--run', 'none', *args, cwd=digits, code=2))
