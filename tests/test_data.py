@@ -351,8 +351,6 @@ def test_a_split_moves_as_a_whole():
 
 
 def test_class_folders_with_the_data_sets_names_take_its_order(tmp_path, capfd):
-    from data import DATASETS
-
     for name in DATASETS['FashionMNIST'].names:
         folder = tmp_path / 'FashionMNIST' / 'test' / name.replace('/', '_').replace(' ', '-').lower()
         folder.mkdir(parents=True)
