@@ -1,0 +1,19 @@
+"""The benchmark runs: not how fast, which is for a quiet machine."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.mark.slow
+def test_every_row_is_measured(tmp_path):
+    done = subprocess.run([sys.executable, ROOT / 'bench.py', '--quick'], cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = json.loads((tmp_path / 'bench.json').read_text())['rows']
+    assert list(rows) == ['decode', 'load', 'score', 'distil', 'teacher', 'dafl', 'selection']
+    assert all(row['ratio'] > 0 for name, row in rows.items() if name != 'selection')
