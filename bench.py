@@ -35,6 +35,7 @@ from selection import score, select
 from wild import open_pool
 
 ROOT = Path(__file__).resolve().parent
+WORKERS = os.cpu_count() or 1
 NEED = {'decode': 1.5, 'load': 20, 'score': 3.5, 'distil': 3.8, 'teacher': 3, 'dafl': 4.5}  # ours over plain, at least
 
 
@@ -130,11 +131,7 @@ def published_loader(folder, train, batch_size):
     normalise = transforms.Normalize(CIFAR.mean, CIFAR.std)
     transform = transforms.Compose([transforms.Resize((32, 32)), *steps, transforms.ToTensor(), normalise])
     dataset = torchvision.datasets.ImageFolder(folder, transform)
-    return torch.utils.data.DataLoader(dataset, batch_size=batch_size, shuffle=train, num_workers=args_workers())
-
-
-def args_workers():
-    return os.cpu_count() or 1
+    return torch.utils.data.DataLoader(dataset, batch_size=batch_size, shuffle=train, num_workers=WORKERS)
 
 
 def bench_load(args, work):
@@ -153,8 +150,7 @@ def bench_load(args, work):
 
 def bench_score(args, work):
     teacher = work.teacher
-    folded = utils.to_device(fold_batch_norms(build('resnet34', args.width, 10, 3).eval()), torch.device('cpu'))
-    folded.load_state_dict(fold_batch_norms(work.fresh_teacher()).state_dict())
+    folded = utils.to_device(fold_batch_norms(work.fresh_teacher()), torch.device('cpu'))
     normalise = Normalise(CIFAR.mean, CIFAR.std, torch.device('cpu'))
     amp, count = utils.pick_amp('auto', torch.device('cpu'), 'resnet34'), len(work.pool)
 
@@ -220,7 +216,7 @@ def bench_teacher(args, work):
                                     transforms.Normalize(MNIST.mean, MNIST.std)])
     images = [Image.fromarray(x) for x in pixels[order].astype(np.uint8).reshape(-1, 28, 28)]
     dataset = [(image, int(label)) for image, label in zip(images, labels[order])]
-    loader = torch.utils.data.DataLoader(Transformed(dataset, transform), batch_size=128, shuffle=True, num_workers=args_workers())
+    loader = torch.utils.data.DataLoader(Transformed(dataset, transform), batch_size=128, shuffle=True, num_workers=WORKERS)
     net = build('lenet5', 6, 10, 1)
     optimizer = torch.optim.Adam(net.parameters(), 1e-3)
 
@@ -293,7 +289,7 @@ class Work:
         self.photos = Path(args.photos).resolve() if args.photos else folder / 'photos'
         if not args.photos:
             draw_photos(self.photos, args.images)
-        self.pool = open_pool([str(self.photos)], 3, str(folder), str(folder / 'cache'), args_workers())
+        self.pool = open_pool([str(self.photos)], 3, str(folder), str(folder / 'cache'), WORKERS)
         self.teacher = self.fresh_teacher()
         save_network(folder / 'teacher.pt', self.teacher, CIFAR.facts('cifar10', 'resnet34', self.width) | {'accuracy': 0.95})
         for i in range(10):  # a test set of ten images, so that nothing is downloaded

@@ -115,6 +115,11 @@ def from_torchvision(dataset, channels):
     return Split(torch.from_numpy(images), torch.as_tensor(dataset.targets, dtype=torch.int64))
 
 
+def plain(name):
+    """A class's name as a folder may spell it: 'Ankle_boot' is 'Ankle boot'."""
+    return ''.join(c for c in name.casefold() if c.isalnum())
+
+
 def load_folder(folder, train, info, cache_dir, workers):
     """folder/{train,test}/<class>/*: the classes are in the data set's order where the folders have its names, by number where
     they are numbers, and else in alphabetical order, as torchvision's ImageFolder's, with a word about it."""
@@ -123,8 +128,8 @@ def load_folder(folder, train, info, cache_dir, workers):
     if len(classes) != info.classes:
         raise UserError(f'{part} holds {len(classes)} class folders, and {folder.name} has {info.classes} classes: the layout is '
                         f'{folder}/{{train,test}}/<class>/*')
-    plain = {''.join(c for c in name.casefold() if c.isalnum()): name for name in classes}  # 'Ankle_boot' is 'Ankle boot'
-    known = [plain.get(''.join(c for c in name.casefold() if c.isalnum())) for name in info.names]
+    folders = {plain(name): name for name in classes}
+    known = [folders.get(plain(name)) for name in info.names]
     if known and None not in known:
         classes = known
     elif all(c.isdecimal() for c in classes):

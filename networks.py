@@ -152,14 +152,14 @@ def load_teacher(where, dataset, info, device):
     """
     path = find_teacher(where, dataset)
     net, facts = load_network(path)
+    if facts['dataset'] != dataset:
+        raise UserError(f'{path} is a teacher of {facts["dataset"]}, and --dataset is {dataset}: change one of the two')
     for wrong, what in ((facts['classes'] != info.classes, f'classes={facts["classes"]}, and {dataset} has {info.classes}'),
                         (facts['channels'] != info.channels, f'channels={facts["channels"]}, and {dataset} has {info.channels}'),
                         (not len(facts['mean']) == len(facts['std']) == info.channels, 'a mean or std that is not one number a channel'),
                         (facts['accuracy'] is not None and not 0 <= facts['accuracy'] <= 1, f'accuracy={facts["accuracy"]}, not in 0..1')):
-        if wrong and facts['dataset'] == dataset:
+        if wrong:
             raise UserError(f'the facts in {path} have {what}: write it anew with networks.save_network (see the README)')
-    if facts['dataset'] != dataset:
-        raise UserError(f'{path} is a teacher of {facts["dataset"]}, and --dataset is {dataset}: change one of the two')
     digest = hashlib.sha256()
     for tensor in net.state_dict().values():
         digest.update(tensor.numpy().tobytes())

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from images import error_of
 from torch import nn
 
 import utils
@@ -20,14 +21,6 @@ from utils import Means, UserError, at_least, evaluate, first_line, learning_rat
 
 CPU = torch.device('cpu')
 FACTS = MNIST.facts('MNIST', 'lenet5half', 3)
-
-
-def error_of(function, *args, **kw):
-    with pytest.raises(UserError) as error:
-        function(*args, **kw)
-    text = str(error.value)
-    assert '\n' not in text
-    return text
 
 
 # ---------------------------------------------------------------- learning rates

@@ -304,13 +304,6 @@ def test_two_teachers_are_listed(digits, tmp_path):
     assert str(tmp_path / 'a') in line and str(tmp_path / 'b') in line
 
 
-@pytest.fixture
-def no_network(monkeypatch):
-    """A proxy that refuses every connection: a download fails whether or not there is a network."""
-    for name in ('http_proxy', 'https_proxy', 'HTTP_PROXY', 'HTTPS_PROXY'):
-        monkeypatch.setenv(name, 'http://127.0.0.1:9')
-
-
 def test_no_data_and_no_network_names_the_layouts(tmp_path, no_network):
     line = error(run('teacher-train.py', '--dataset', 'cifar100', '--data', 'nowhere', cwd=tmp_path, code=2))
     for part in ('nowhere/cifar-100-python', 'nowhere/cifar100/{train,test}/<class>/*', '--dataset mnist5k'):
