@@ -12,8 +12,10 @@ from types import SimpleNamespace
 import torch
 import torch.nn.functional as F
 
+import arguments
 import distributed
 import utils
+from arguments import at_least
 from data import DATASETS, Normalise, load_test
 from generator import Generator
 from losses import activation_loss, information_entropy_loss, kd_loss, one_hot_loss
@@ -29,20 +31,20 @@ RECIPES = {'MNIST': LENET, 'FashionMNIST': LENET, 'mnist5k': LENET, 'cifar10': C
 
 
 def parse():
-    parser = utils.Parser(__doc__.split('\n')[0])
-    positive = utils.at_least(float, 0, strict=True)
-    g = utils.add_common_arguments(parser, DATASETS)
-    utils.add_student_arguments(g, ARCHS)
-    g.add_argument('--epochs', '--n_epochs', type=utils.at_least(int, 1),
+    parser = arguments.Parser(__doc__.split('\n')[0])
+    positive = at_least(float, 0, strict=True)
+    g = arguments.add_common_arguments(parser, DATASETS)
+    arguments.add_student_arguments(g, ARCHS)
+    g.add_argument('--epochs', '--n_epochs', type=at_least(int, 1),
                    help='each ends with an evaluation; the published number unless given')
-    g.add_argument('--epoch_steps', type=utils.at_least(int, 1), help='steps of an epoch: 120 as published')
-    g.add_argument('--batch_size', type=utils.at_least(int, 2), help='lower it only if memory runs out: the entropy term needs many images')
+    g.add_argument('--epoch_steps', type=at_least(int, 1), help='steps of an epoch: 120 as published')
+    g.add_argument('--batch_size', type=at_least(int, 2), help='lower it only if memory runs out: the entropy term needs many images')
     g.add_argument('--lr', '--lr_S', type=positive, help="the student's learning rate")
     g.add_argument('--lr_G', type=positive, help="the generator's; lower it if the student's accuracy jumps about")
-    g.add_argument('--latent_dim', type=utils.at_least(int, 1), help="length of the generator's noise vector")
-    g.add_argument('--oh', type=utils.at_least(float, 0), help='weight of the one-hot loss')
-    g.add_argument('--ie', type=utils.at_least(float, 0), help='weight of the information entropy loss: raise it if classes are missing')
-    g.add_argument('--a', type=utils.at_least(float, 0), help='weight of the activation loss')
+    g.add_argument('--latent_dim', type=at_least(int, 1), help="length of the generator's noise vector")
+    g.add_argument('--oh', type=at_least(float, 0), help='weight of the one-hot loss')
+    g.add_argument('--ie', type=at_least(float, 0), help='weight of the information entropy loss: raise it if classes are missing')
+    g.add_argument('--a', type=at_least(float, 0), help='weight of the activation loss')
     g.add_argument('--img_size', type=int, default=32, help='of the generated images: the networks take 32')
     g.add_argument('--channels', type=int, help="of the generated images (default: the teacher's)")
     return parser.parse_args()
@@ -53,13 +55,13 @@ def main():
     args = parse()
     info = DATASETS[args.dataset]
     device = utils.pick_device(args.device)
-    teacher, facts, teacher_file = load_teacher(args.teacher_dir or args.output_dir, args.dataset, info, device)
+    teacher, facts, teacher_file = load_teacher(args.teacher_dir or args.output_dir, args.dataset, info, device, args.amp)
     if args.img_size != 32 or args.channels not in (None, facts['channels']):
         raise utils.UserError(f'--img_size {args.img_size}, --channels {args.channels}, but the teacher takes images of 32 x 32 with '
                               f'{facts["channels"]} channels: leave both out')
     arch = args.arch or info.student
     width = resolve_width(arch, args.width, facts)
-    r = SimpleNamespace(**utils.override(RECIPES[args.dataset], args))
+    r = SimpleNamespace(**arguments.override(RECIPES[args.dataset], args))
     amp = utils.pick_amp(args.amp, device, 'generator')  # its convolutions are large, whatever the teacher
     student_amp = utils.pick_amp(args.amp, device, arch)  # to evaluate in, as the other scripts do
     shown = vars(r) | {'teacher': facts['digest'], 'arch': arch, 'width': width, 'channels': facts['channels'], 'device': device.type,
@@ -68,9 +70,9 @@ def main():
     # ---------------------------------------------------------------- test data, networks
     test = load_test(args.dataset, args.data, args.cache_dir, args.workers, device)
     normalise = Normalise(facts['mean'], facts['std'], device)
-    teacher_top1 = teacher_accuracy(teacher, facts, teacher_file, test, normalise, device, args.amp)
+    teacher_top1 = teacher_accuracy(teacher, facts, teacher_file, test, normalise, device)
     run = Run(args, f'{args.dataset}-dafl-{arch}-w{width}-s{args.seed}', device, vars(args) | shown)
-    utils.say_settings(shown)
+    arguments.say_settings(shown)
     if run.finished():
         return print_result(run.finished())
     utils.seed_init(args.seed, 'dafl')
@@ -80,6 +82,7 @@ def main():
     optimizer_G = torch.optim.Adam(generator.parameters(), lr=r.lr_G)
     epoch, step = run.start('student', student, facts | {'arch': arch, 'width': width}, r.epochs, device, generator=generator,
                             optimizer_S=optimizer_S, optimizer_G=optimizer_G)
+    utils.compile_networks(args.compile, device, teacher, student, generator)
     steps = r.epochs * r.epoch_steps
     utils.say(f'student: {arch}, width {width}, {count_parameters(student):,} parameters; generator: {count_parameters(generator):,}')
 

@@ -8,7 +8,6 @@ Score every wild image with the teacher, select the clean ones, distil with a lo
 """
 
 import argparse
-import hashlib
 import time
 from types import SimpleNamespace
 
@@ -16,14 +15,17 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+import arguments
 import distributed
 import utils
-from data import DATASETS, EpochPlan, Normalise, load, load_test
+from arguments import at_least
+from data import DATASETS, EpochPlan, Normalise, batches, load, load_test
 from losses import kd_loss, log_adaptation_matrix, noisy_nll
 from networks import ARCHS, build, count_parameters, load_teacher, resolve_width, teacher_accuracy
 from runs import Run, print_result
-from selection import SELECT, class_weights, describe, score, select, write_csv, write_thumbnails
-from wild import open_pool
+from selection import SELECT, class_weights, describe, score_and_select
+from stream import stream_and_select
+from wild import open_pool, pool_name, stream
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 PUBLISHED_ACC = {'cifar10': 0.9523, 'cifar100': 0.7774}  # the adaptation matrix's diagonal in both published files
@@ -46,15 +48,15 @@ RECIPES = {
 
 
 def parse():
-    parser = utils.Parser(__doc__.split('\n')[0])
-    positive, flag = utils.at_least(float, 0, strict=True), argparse.BooleanOptionalAction
-    g = utils.add_common_arguments(parser, DATASETS)
-    utils.add_student_arguments(g, ARCHS)
+    parser = arguments.Parser(__doc__.split('\n')[0])
+    positive, flag = at_least(float, 0, strict=True), argparse.BooleanOptionalAction
+    g = arguments.add_common_arguments(parser, DATASETS)
+    arguments.add_student_arguments(g, ARCHS)
     g.add_argument('--recipe', choices=RECIPES, help='sets what is not given (default: lenet for LeNets, else corrected)')
-    g.add_argument('--epochs', type=utils.at_least(int, 1), help="passes over the selected images (default: the recipe's formula)")
-    g.add_argument('--steps', type=utils.at_least(int, 1),
+    g.add_argument('--epochs', type=at_least(int, 1), help="passes over the selected images (default: the recipe's formula)")
+    g.add_argument('--steps', type=at_least(int, 1),
                    help='stop after so many batches, in place of --epochs: to compare selections of different size')
-    utils.add_optimizer_arguments(g)
+    arguments.add_optimizer_arguments(g)
     g.add_argument('--T', type=positive, help='temperature of the distillation')
     g.add_argument('--loss', choices=LOSSES, help='terms of the loss: kd, distillation; nll, the noise-adapted likelihood; ce, cross '
                    'entropy without the adaptation matrix (default: kd+nll, or kd+ce with --transfer_set original)')
@@ -66,13 +68,15 @@ def parse():
                    "svhn, emnist, ...) or demo, joined (default: the data set's own)")
     g.add_argument('--select', choices=SELECT, help='balanced: the cleanest of every class; confidence: the cleanest over all; random: the '
                    "paper's control; all")
-    g.add_argument('--num_select', type=utils.at_least(int, 1),
+    g.add_argument('--num_select', type=at_least(int, 1),
                    help="images to keep; the recipe's number, at most half of the pool, unless given")
     g.add_argument('--class_weights', action=flag, help='weigh rare pseudo-labels up, as the first upload does')
     g.add_argument('--wild_norm', choices=('teacher', 'imagenet'),
                    help="mean and std for wild images: the teacher's, or ImageNet's as published")
     g.add_argument('--teacher_acc', type=positive,
                    help="the adaptation matrix's diagonal in 0..1 (default: the teacher's measured accuracy)")
+    g.add_argument('--stream', action='store_true', help='for a pool too large to keep: one pass over it, scoring as it is read, keeping '
+                   'what can still be chosen; needs --num_select')
     g.add_argument('--score_only', action='store_true', help='stop after the selection; the same command with --resume distils')
     return parser.parse_args()
 
@@ -80,10 +84,11 @@ def parse():
 def resolve(args, arch):
     """The recipe with the explicit flags put over it."""
     name = args.recipe or ('lenet' if arch.startswith('lenet') else 'corrected')
-    r = SimpleNamespace(**utils.override(RECIPES[name], args), recipe=name)
+    r = SimpleNamespace(**arguments.override(RECIPES[name], args), recipe=name)
     original = args.transfer_set == 'original'
     r.loss = args.loss or ('kd+ce' if original else 'kd+nll')
-    wild_only = [f for f in ('wild', 'select', 'num_select', 'class_weights', 'wild_norm', 'teacher_acc', 'score_only') if getattr(args, f)]
+    wild_only = [f for f in ('wild', 'select', 'num_select', 'class_weights', 'wild_norm', 'teacher_acc', 'stream', 'score_only')
+                 if getattr(args, f)]
     if original and (wild_only or 'nll' in r.loss):
         given = ', '.join('--' + f for f in wild_only) or f'--loss {r.loss}'
         raise utils.UserError(f'--transfer_set original has true labels and no wild images, so {given} means nothing there: leave it out')
@@ -94,6 +99,9 @@ def resolve(args, arch):
             raise utils.UserError(f'--{flag} is of the term {term}, which --loss {r.loss} leaves out: leave --{flag} out too')
     if args.num_select and r.select == 'all':
         raise utils.UserError(f'--num_select {args.num_select} and --select all contradict each other: leave one out')
+    if args.stream and (r.select == 'all' or not args.num_select):
+        raise utils.UserError('--stream keeps --num_select images of a pool whose size it does not know: give --num_select, and a '
+                              '--select other than all')
     if args.epochs and args.steps:
         raise utils.UserError('--epochs and --steps are both given: leave one out')
     if args.teacher_acc and args.teacher_acc > 1:
@@ -108,14 +116,14 @@ def main():
     arch = args.arch or info.student
     device = utils.pick_device(args.device)
     r = resolve(args, arch)
-    teacher, facts, teacher_file = load_teacher(args.teacher_dir or args.output_dir, args.dataset, info, device)
+    teacher, facts, teacher_file = load_teacher(args.teacher_dir or args.output_dir, args.dataset, info, device, args.amp)
     width = resolve_width(arch, args.width, facts)
     amp = utils.pick_amp(args.amp, device, arch)
     classes, channels = facts['classes'], facts['channels']
     names = info.names or tuple(map(str, range(classes)))
     normalise = Normalise(facts['mean'], facts['std'], device)
     test = load_test(args.dataset, args.data, args.cache_dir, args.workers, device)
-    teacher_top1 = teacher_accuracy(teacher, facts, teacher_file, test, normalise, device, args.amp)
+    teacher_top1 = teacher_accuracy(teacher, facts, teacher_file, test, normalise, device)
     accuracy = args.teacher_acc or (r.published_acc and PUBLISHED_ACC.get(args.dataset)) or (teacher_top1 or 0) / 100
     if not accuracy and 'nll' in r.loss:
         raise utils.UserError(f"{teacher_file} has no accuracy above 0, measured or in its facts: give the adaptation matrix's diagonal "
@@ -128,8 +136,9 @@ def main():
         count, r.select = len(train.labels), None
     else:
         method = f'dfnd-{r.select}'
-        pool = open_pool(args.wild or info.wild, channels, args.data, args.cache_dir, args.workers)
-        count, wild = num_select(args, r, len(pool)), pool.name
+        sources = (args.wild or info.wild, channels, args.data, args.cache_dir, args.workers)
+        pool, wild = None if args.stream else open_pool(*sources), pool_name(sources[0])
+        count = args.num_select if args.stream else num_select(args, r, len(pool))
     r.num_select = count
     r.batch_size = min(r.batch_size, count)
     per_epoch = -(-count // r.batch_size)
@@ -144,34 +153,41 @@ def main():
     shown |= {'teacher_acc': accuracy, 'teacher': facts['digest'], 'arch': arch, 'width': width, 'device': device.type, 'amp': amp}
     run = Run(args, f'{args.dataset}-{method}-{arch}-w{width}-s{args.seed}', device, vars(args) | shown)
     accuracy = run.settings['teacher_acc']
-    utils.say_settings(shown)
+    arguments.say_settings(shown)
     if run.finished():
         return print_result(run.finished())
     result = {
         'script': 'DFND-train.py', 'method': method.split('-')[0], 'recipe': r.recipe, 'select': r.select, 'loss': r.loss,
         'dataset': args.dataset, 'arch': arch, 'width': width, 'seed': args.seed, 'epochs': r.epochs, 'steps': r.steps,
-        'images_seen': 0, 'num_select': None if pool is None else count, 'wild': wild, 'teacher_top1': teacher_top1,
+        'images_seen': 0, 'num_select': wild and count, 'wild': wild, 'teacher_top1': teacher_top1,
         'class_weights': r.class_weights, 'T': r.T, 'augment': r.augment, 'wild_norm': r.wild_norm, 'teacher_acc': accuracy,
-        'wild_images': pool and len(pool), 'teacher_arch': facts['arch'], 'teacher_width': facts['width'], 'teacher': facts['digest'],
+        'wild_images': None, 'teacher_arch': facts['arch'], 'teacher_width': facts['width'], 'teacher': facts['digest'],
     }
 
     # ---------------------------------------------------------------- score and select
     weights = labels = None
     wild_normalise = normalise
-    if pool is None:
+    if args.transfer_set == 'original':
         images, labels = train.images.to(device), train.labels.to(device)
     else:
         if r.wild_norm == 'imagenet':
             wild_normalise = Normalise(*for_channels(IMAGENET, channels), device)
-        noise, pseudo, chosen = score_and_select(run, teacher, pool, wild_normalise, device, amp, r, classes, names, args.seed)
-        for line in describe(noise, pseudo, chosen, names):
+        scoring = (teacher, wild_normalise, device, facts['amp'], count, r.select, classes, args.seed)
+        if args.stream:
+            pool, noise, pseudo, counts, mean = stream_and_select(run.folder, stream(*sources), names, *scoring)
+            chosen = np.arange(count)
+        else:
+            noise, pseudo, chosen = score_and_select(run.folder, pool, names, *scoring)
+            counts, mean = np.bincount(pseudo, minlength=classes), float(noise.mean())
+        noise, pseudo, result['wild_images'] = noise[chosen], pseudo[chosen], int(counts.sum())
+        for line in describe(noise, pseudo, counts, mean, names):
             utils.say(line)
         if args.score_only:
             unmeasured = {'epochs': 0, 'steps': 0, 'top1': None, 'top1_best': None}
             return print_result({**result, **unmeasured, 'seconds': round(run.seconds(), 1), 'run': run.name})
-        images = pool.take(chosen).to(device)
+        images = pool.reader(chosen, device)
         if r.class_weights:
-            weights = class_weights(pseudo[chosen], classes).to(device)
+            weights = class_weights(pseudo, classes).to(device)
 
     # ---------------------------------------------------------------- student
     utils.seed_init(args.seed, 'student')
@@ -181,6 +197,7 @@ def main():
     optimizer_theta = torch.optim.Adam([theta], lr=r.lr_theta)
     epoch, step = run.start('student', student, facts | {'arch': arch, 'width': width}, r.epochs, device, theta=theta, optimizer=optimizer,
                             optimizer_theta=optimizer_theta)
+    utils.compile_networks(args.compile, device, teacher, student)
     utils.say(f'student: {arch}, width {width}, {count_parameters(student):,} parameters, on {count} images')
 
     # ---------------------------------------------------------------- distil
@@ -190,16 +207,15 @@ def main():
         means, start = utils.Means(), time.time()
         plan = EpochPlan(count, r.batch_size, args.seed, epoch, r.augment, info.flip)
         with utils.progress(total=count, desc=f'epoch {epoch}/{r.epochs}') as bar:
-            for indices, augment, size, weight in plan:
+            for indices, x, size, weight in batches(plan, images, device):
                 if step == r.steps:
                     break
                 lr = utils.learning_rate(r.lr, r.schedule, r.milestones, step, r.steps)
                 utils.set_lr(optimizer, lr)
-                indices = indices.to(device)
-                x = wild_normalise(augment(images[indices]))  # (B, channels, 32, 32)
+                x = wild_normalise(x)  # (B, channels, 32, 32)
+                with torch.no_grad(), utils.autocast(device, facts['amp']):
+                    t = teacher(x)
                 with utils.autocast(device, amp):
-                    with torch.no_grad():
-                        t = teacher(x)
                     s = student(x)
                 t, s = t.float(), s.float()  # (B, classes)
                 y = t.argmax(dim=1) if labels is None else labels[indices]
@@ -247,30 +263,6 @@ def num_select(args, r, pool_size):
 def for_channels(statistics, channels):
     """ImageNet's mean and std for three channels; for grey images the mean of the three."""
     return statistics if channels == 3 else tuple((sum(s) / 3,) for s in statistics)
-
-
-def score_and_select(run, teacher, pool, normalise, device, amp, r, classes, names, seed):
-    """(noise, pseudo-labels, chosen indices), kept in the run's folder so that a resumed run neither scores again nor chooses anew."""
-    kept = run.folder / 'selection.npz'
-    digest = hashlib.sha256()
-    for name in pool.names():
-        digest.update(name.encode('utf-8', 'surrogateescape') + b'\n')
-    digest = digest.hexdigest()
-    if distributed.on_first(kept.is_file):
-        with np.load(kept) as f:
-            if str(f['pool']) != digest:
-                raise utils.UserError(f'the wild pool is not the one that {kept.with_suffix(".csv")} was made from: put its images back, '
-                                      'or select anew with --run NAME')
-            return f['noise'], f['labels'], f['chosen']
-    noise, labels = score(teacher, pool, normalise, device, amp)
-    chosen = select(noise, labels, r.num_select, r.select, classes, seed)
-    if distributed.rank() == 0:
-        write_csv(run.folder / 'selection.csv', pool, noise, labels, chosen)
-        write_thumbnails(run.folder / 'thumbnails.npz', pool, noise, labels, names)
-        partial = kept.with_name('selection.partial.npz')
-        np.savez(partial, noise=noise, labels=labels, chosen=chosen, pool=digest)
-        partial.rename(kept)
-    return noise, labels, chosen
 
 
 if __name__ == '__main__':

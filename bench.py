@@ -25,6 +25,7 @@ import torchvision
 from PIL import Image
 from torchvision import transforms
 
+import arguments
 import utils
 from data import CIFAR, MNIST, EpochPlan, Normalise, mnist5k
 from decode import to_array
@@ -304,12 +305,12 @@ class Work:
 
 
 def main():
-    parser = utils.Parser(__doc__.split('\n')[0])
+    parser = arguments.Parser(__doc__.split('\n')[0])
     parser.add_argument('--quick', action='store_true', help='width 8 and few images, once: does it run')
     parser.add_argument('--check', action='store_true', help='exit 1 when a ratio falls short of what is needed')
     parser.add_argument('--photos', metavar='DIR', help='a folder of class folders of real photos, in place of drawn ones')
-    parser.add_argument('--images', type=utils.at_least(int, 100), default=512, help='photos to draw')
-    parser.add_argument('--repeats', type=utils.at_least(int, 1), default=3)
+    parser.add_argument('--images', type=arguments.at_least(int, 100), default=512, help='photos to draw')
+    parser.add_argument('--repeats', type=arguments.at_least(int, 1), default=3)
     parser.add_argument('--rows', nargs='+', choices=[*NEED, 'selection'], default=[*NEED, 'selection'], help='leave rows out')
     parser.add_argument('--out', default='bench.json', metavar='FILE')
     args = parser.parse_args()

@@ -14,7 +14,7 @@ from PIL import Image
 
 import distributed
 from decode import decode_files, to_array
-from utils import UserError, first_line, rng, say, warn
+from utils import UserError, ahead, first_line, rng, say, warn
 
 SIZE = 32  # every network here takes 32 x 32; MNIST's 28 are resized, as published
 
@@ -223,3 +223,24 @@ class EpochPlan:
             return lambda images: images
         offsets, flips = self.offsets[part], self.flips[part]
         return lambda images: crop_flip(images, offsets.to(images.device), flips.to(images.device), self.padding)
+
+
+def batches(plan, images, device):
+    """Yields (indices (B,), the augmented batch (B, C, H, W) uint8, both on the device, size, weight) of an EpochPlan.
+
+    images: a tensor on the device, or, where they don't fit there, anything that CPU indices take a uint8 tensor from: then
+    the next batch is read while this one is worked on.
+    """
+    resident = isinstance(images, torch.Tensor)
+
+    def read():
+        for indices, augment, size, weight in plan:
+            if resident:
+                indices = indices.to(device)
+                yield indices, augment(images[indices]), size, weight
+            else:
+                x = images[indices]
+                x = x.pin_memory() if device.type == 'cuda' else x
+                yield indices.to(device), augment(x.to(device, non_blocking=True)), size, weight
+
+    return read() if resident else ahead(read())

@@ -6,6 +6,7 @@ import errno
 import functools
 import hashlib
 import io
+import itertools
 import json
 import os
 import time
@@ -157,10 +158,16 @@ def decode(jobs, size, channels, cache_dir, name, key, workers):
     return parts
 
 
+def file_jobs(paths):
+    """Cuts an iterable of paths into jobs."""
+    paths = iter(paths)
+    while job := list(itertools.islice(paths, CHUNK)):
+        yield job
+
+
 def decode_files(paths, size, channels, cache_dir, name, workers):
     """`decode` for a list of image files; a file that changes is noticed by its size and time."""
-    jobs = [paths[i : i + CHUNK] for i in range(0, len(paths), CHUNK)]
-    return decode(jobs, size, channels, cache_dir, name, fingerprints(paths), workers)
+    return decode(list(file_jobs(paths)), size, channels, cache_dir, name, fingerprints(paths), workers)
 
 
 def fingerprints(files):
@@ -258,13 +265,15 @@ def run_jobs(function, jobs, workers):
 
     Few jobs are under way at a time, so that memory does not grow with their number.
     """
-    if workers == 0 or len(jobs) <= 1:
-        yield from map(function, jobs)
+    jobs = iter(jobs)
+    first = list(itertools.islice(jobs, 2))
+    if workers == 0 or len(first) < 2:
+        yield from map(function, itertools.chain(first, jobs))
         return
     try:
-        with ProcessPoolExecutor(min(workers, len(jobs))) as pool:
+        with ProcessPoolExecutor(workers) as pool:
             under_way = collections.deque()
-            for job in jobs:
+            for job in itertools.chain(first, jobs):
                 under_way.append(pool.submit(function, job))
                 if len(under_way) >= 3 * workers:
                     yield under_way.popleft().result()

@@ -1,5 +1,5 @@
-"""The embedded wild pool for mnist5k: handwritten digits from scikit-learn among letters and digits drawn from matplotlib's
-fonts. It holds no MNIST image, and nothing tells the digits from the letters."""
+"""The embedded wild pools. demo, for mnist5k: handwritten digits from scikit-learn among letters and digits drawn from
+matplotlib's fonts; it holds no MNIST image, and nothing tells the digits from the letters. noise: the controls' noise."""
 
 import string
 from pathlib import Path
@@ -65,3 +65,12 @@ def place(image, random, size):
     shift = centre - turn @ centre + random.uniform(-4, 4, 2)
     canvas = canvas.transform(canvas.size, Image.AFFINE, (*turn[0], shift[0], *turn[1], shift[1]), Image.BILINEAR)
     return np.asarray(canvas.resize((size, size), Image.BILINEAR))
+
+
+def draw_noise(size, channels, count=25_000, seed=0):
+    """(count, size, size) or (count, size, size, 3) uint8: every pixel from a normal distribution of mean 127.5 and standard
+    deviation 64, cut off at 0 and 255. Nearest to DAFL's "normal distribution" that pixels allow: its has unit variance once
+    normalised, which takes values below black."""
+    random = np.random.default_rng(seed)
+    shape = (size, size) if channels == 1 else (size, size, channels)
+    return np.stack([(127.5 + 64 * random.standard_normal(shape, np.float32)).clip(0, 255).astype(np.uint8) for _ in range(count)])

@@ -45,6 +45,12 @@ def in_turn():
             dist.barrier()
 
 
+def wait():
+    """Until all processes are here."""
+    if world() > 1:
+        dist.barrier()
+
+
 def on_first(function, *args):
     """Calls function(*args) in the first process alone. All get its result, or raise its exception."""
     if world() == 1:

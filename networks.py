@@ -144,11 +144,12 @@ def fold_batch_norms(net):
     return net
 
 
-def load_teacher(where, dataset, info, device):
+def load_teacher(where, dataset, info, device, amp):
     """The teacher at `where` (see `find_teacher`), frozen and for inference alone, on the device: (network, facts, file).
 
-    facts has one key more, `digest`: of the weights, to tell teachers apart. info: the data set's, see data.DATASETS. Raises
-    UserError also for the teacher of another data set, and for facts that don't fit the data set.
+    facts has two keys more: `digest`, of the weights, to tell teachers apart, and `amp`, the precision to run it in: the user's
+    --amp, resolved. info: the data set's, see data.DATASETS. Raises UserError also for the teacher of another data set, and for
+    facts that don't fit the data set.
     """
     path = find_teacher(where, dataset)
     net, facts = load_network(path)
@@ -163,15 +164,18 @@ def load_teacher(where, dataset, info, device):
     digest = hashlib.sha256()
     for tensor in net.state_dict().values():
         digest.update(tensor.numpy().tobytes())
-    facts = {**facts, 'digest': digest.hexdigest()[:16]}
-    return to_device(fold_batch_norms(net), device).requires_grad_(False), facts, path
+    facts = {**facts, 'digest': digest.hexdigest()[:16], 'amp': pick_amp(amp, device, facts['arch'])}
+    net = to_device(fold_batch_norms(net), device).requires_grad_(False)
+    if facts['amp'] == 'bf16':
+        net.bfloat16()  # as autocast would, but once: it keeps no cast weights where none needs a gradient
+    return net, facts, path
 
 
-def teacher_accuracy(teacher, facts, path, test, normalise, device, amp):
+def teacher_accuracy(teacher, facts, path, test, normalise, device):
     """The teacher's top-1 in percent, measured on `test` before anything else is done with it, or, where `test` is None, as its
-    file has it (None where it has none). amp: the user's, so that the precision is the one it was trained in."""
+    file has it (None where it has none)."""
     if test is None:
         return None if facts['accuracy'] is None else 100 * facts['accuracy']
-    _, top1 = evaluate(teacher, test, normalise, device, pick_amp(amp, device, facts['arch']))
+    _, top1 = evaluate(teacher, test, normalise, device, facts['amp'])
     say(f'teacher {facts["arch"]}, width {facts["width"]}, from {path}: top-1 {top1:.2f}')
     return top1

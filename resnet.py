@@ -16,9 +16,9 @@ class BasicBlock(nn.Module):
         self.shortcut = projection(in_planes, planes * self.expansion, stride)
 
     def forward(self, x):
-        out = F.relu(self.bn1(self.conv1(x)))
+        out = F.relu(self.bn1(self.conv1(x)), inplace=True)
         out = self.bn2(self.conv2(out))
-        return F.relu(out + self.shortcut(x))
+        return F.relu(out + self.shortcut(x), inplace=True)
 
 
 class Bottleneck(nn.Module):
@@ -35,10 +35,10 @@ class Bottleneck(nn.Module):
         self.shortcut = projection(in_planes, planes * self.expansion, stride)
 
     def forward(self, x):
-        out = F.relu(self.bn1(self.conv1(x)))
-        out = F.relu(self.bn2(self.conv2(out)))
+        out = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        out = F.relu(self.bn2(self.conv2(out)), inplace=True)
         out = self.bn3(self.conv3(out))
-        return F.relu(out + self.shortcut(x))
+        return F.relu(out + self.shortcut(x), inplace=True)
 
 
 def projection(in_planes, out_planes, stride):
@@ -72,7 +72,7 @@ class ResNet(nn.Module):
     def forward(self, x, out_feature=False):
         """x: (B, in_channels, 32, 32), normalised. Returns logits (B, num_classes); with `out_feature` also the
         average-pooled features (B, 8 * width * expansion) that DAFL's activation loss reads."""
-        out = F.relu(self.bn1(self.conv1(x)))
+        out = F.relu(self.bn1(self.conv1(x)), inplace=True)
         out = self.layer4(self.layer3(self.layer2(self.layer1(out))))  # (B, 8 * width * expansion, 4, 4)
         feature = F.adaptive_avg_pool2d(out, 1).flatten(1)
         logits = self.linear(feature)

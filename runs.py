@@ -12,7 +12,7 @@ import torch
 import torchvision
 
 import distributed
-from networks import count_multiply_adds, count_parameters, save_network, save_tensors
+from networks import build, count_multiply_adds, count_parameters, save_network, save_tensors
 from utils import UserError, first_line, say
 
 
@@ -170,8 +170,9 @@ class Run:
         if distributed.rank() > 0:
             return
         self._save_network(f'{self.kind}.pt', self.top1)
-        result = {**result, 'top1': self.top1, 'top1_best': self.best, 'params': count_parameters(self.net),
-                  'flops': count_multiply_adds(self.net, self.facts['channels']), 'seconds': round(self.seconds(), 1), 'run': self.name}
+        net = build(*(self.facts[k] for k in ('arch', 'width', 'classes', 'channels')))
+        result = {**result, 'top1': self.top1, 'top1_best': self.best, 'params': count_parameters(net),
+                  'flops': count_multiply_adds(net, self.facts['channels']), 'seconds': round(self.seconds(), 1), 'run': self.name}
         write_json(self.folder / 'result.json', result)
         print_result(result)
 

@@ -1,6 +1,7 @@
 """The teacher's score of a wild image, and which images to keep (DFND section 3.2)."""
 
 import csv
+import hashlib
 import os
 
 import numpy as np
@@ -8,35 +9,56 @@ import torch
 import torch.nn.functional as F
 
 import distributed
-from utils import UserError, autocast, progress, rng
+from utils import UserError, ahead, autocast, progress, rng
 
 SELECT = ('balanced', 'confidence', 'random', 'all')
+BATCH = 128  # images scored at a time
 
 
 @torch.no_grad()
-def score(teacher, pool, normalise, device, amp, batch_size=512):
+def noise_of(teacher, images, normalise, device, amp):
+    """(noise (B,) float32 in nats, pseudo_label (B,) int64) of a uint8 batch (B, C, H, W), as tensors on the device."""
+    with autocast(device, amp):
+        logits = teacher(normalise(images.to(device))).float()  # (B, num_classes)
+    confidence, label = F.log_softmax(logits, dim=1).max(dim=1)
+    return confidence.abs(), label  # abs, and not minus: no -0
+
+
+def score(teacher, pool, normalise, device, amp, batch_size=BATCH):
     """Scores every image of the pool, without augmentation: noise(x) = CE(t(x), argmax t(x)) = -log max softmax t(x).
 
-    pool: has len() and take(indices) -> uint8 (B, C, H, W). Returns (noise (N,) float32 in nats, low is clean,
-    pseudo_label (N,) int64), as numpy arrays. Raises UserError when the teacher's output is not finite.
+    Returns (noise (N,) float32 in nats, low is clean, pseudo_label (N,) int64), as numpy arrays. Raises UserError when the
+    teacher's output is not finite.
     """
-    noise = np.zeros(len(pool), np.float32)
-    labels = np.zeros(len(pool), np.int64)
+    noise, labels = np.zeros(len(pool), np.float32), np.zeros(len(pool), np.int64)
+
+    def read():
+        # No batch crosses a part's end, and of several processes each scores whole batches: so the numbers are those of one
+        # process, and of --stream, bit by bit.
+        number = 0
+        for start, part in zip(pool.starts, pool.parts):
+            for first in range(0, part.count, batch_size):
+                if number % distributed.world() == distributed.rank():
+                    rows = slice(int(start) + first, int(start) + min(first + batch_size, part.count))
+                    yield rows, torch.from_numpy(part.images[first : first + batch_size].copy())
+                number += 1
+
     with progress(total=len(pool), desc='score') as bar:
-        # Of several processes each scores whole batches of the same fixed cut: the numbers are those of one process, bit by bit.
-        for i in range(distributed.rank() * batch_size, len(pool), distributed.world() * batch_size):
-            rows = np.arange(i, min(i + batch_size, len(pool)))
-            with autocast(device, amp):
-                logits = teacher(normalise(pool.take(rows).to(device))).float()  # (B, num_classes)
-            confidence, label = F.log_softmax(logits, dim=1).max(dim=1)
-            noise[rows], labels[rows] = confidence.abs().cpu().numpy(), label.cpu().numpy()  # abs, and not minus: no -0
-            bar.update(len(rows) * distributed.world())
+        for rows, images in ahead(read()):
+            some_noise, some_labels = noise_of(teacher, images, normalise, device, amp)
+            noise[rows], labels[rows] = some_noise.cpu().numpy(), some_labels.cpu().numpy()
+            bar.update(len(images) * distributed.world())
     for part in (noise, labels):
         part[:] = distributed.total(torch.from_numpy(part).to(device)).cpu().numpy()  # every other process holds 0 there
-    if not np.isfinite(noise).all():
-        raise UserError(f'the teacher gives {np.count_nonzero(~np.isfinite(noise))} of {len(noise)} wild images a noise that is not '
-                        'finite: try --amp off, or check the teacher')
+    check_finite(noise)
     return noise, labels
+
+
+def check_finite(noise):
+    bad = np.count_nonzero(~np.isfinite(noise))
+    if bad:
+        raise UserError(f'the teacher gives {bad} of {len(noise)} wild images a noise that is not finite: try --amp off, or check the '
+                        'teacher')
 
 
 def select(noise, labels, num_select, how, num_classes, seed):
@@ -57,15 +79,20 @@ def select(noise, labels, num_select, how, num_classes, seed):
     order = np.argsort(noise, kind='stable')  # cleanest first
     if how == 'confidence':
         return np.sort(order[:num_select])
-    # An image's rank among those of its class: sort the sorted once more, by class, and number each class from 0.
-    small = np.int16 if num_classes <= 2**15 else np.int64  # numpy sorts int16 by radix, much faster
-    by_class = np.argsort(labels[order].astype(small), kind='stable')
-    counts = np.bincount(labels, minlength=num_classes)
-    starts = np.repeat(np.cumsum(counts) - counts, counts)
-    in_quota = np.empty(count, bool)
-    in_quota[by_class] = np.arange(count) - starts < num_select // num_classes
+    in_quota = rank_in_class(labels[order], num_classes) < num_select // num_classes
     kept, left = order[in_quota], order[~in_quota]
     return np.sort(np.concatenate([kept, left[: num_select - len(kept)]]))
+
+
+def rank_in_class(labels, num_classes):
+    """How many before each entry have its label. labels: (N,) -> (N,) int64."""
+    # sort by class, and number each class from 0
+    small = np.int16 if num_classes <= 2**15 else np.int64  # numpy sorts int16 by radix, much faster
+    by_class = np.argsort(labels.astype(small), kind='stable')
+    counts = np.bincount(labels, minlength=num_classes)
+    rank = np.empty(len(labels), np.int64)
+    rank[by_class] = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return rank
 
 
 def class_weights(labels, num_classes):
@@ -74,14 +101,17 @@ def class_weights(labels, num_classes):
     return torch.tensor(w / w.sum() * num_classes, dtype=torch.float32)
 
 
-def describe(noise, labels, chosen, names):
-    """The selection in lines: its size, its threshold, and how many images of each class it holds."""
-    counts, pool = np.bincount(labels[chosen], minlength=len(names)), np.bincount(labels, minlength=len(names))
-    yield (f'selected {len(chosen)} of {len(noise)} images: noise up to {noise[chosen].max():.4f} (threshold), '
-           f'mean {noise[chosen].mean():.4f}; the pool\'s mean is {noise.mean():.4f}')
+def describe(noise, labels, pool_counts, pool_mean, names):
+    """The selection in lines: its size, its threshold, and how many images of each class it holds.
+
+    noise, labels: of the chosen images. pool_counts: (C,), and pool_mean: of all images.
+    """
+    counts = np.bincount(labels, minlength=len(names))
+    yield (f'selected {len(noise)} of {pool_counts.sum()} images: noise up to {noise.max():.4f} (threshold), mean {noise.mean():.4f}; '
+           f"the pool's mean is {pool_mean:.4f}")
     width = max(map(len, names))
     for i in range(0, len(names), 5):
-        yield 'class  ' + '  '.join(f'{names[c]:>{width}} {counts[c]:>6}/{pool[c]:<6}' for c in range(i, min(i + 5, len(names))))
+        yield 'class  ' + '  '.join(f'{names[c]:>{width}} {counts[c]:>6}/{pool_counts[c]:<6}' for c in range(i, min(i + 5, len(names))))
 
 
 def write_csv(path, pool, noise, labels, chosen):
@@ -107,3 +137,32 @@ def write_thumbnails(path, pool, noise, labels, names, per_class=4, classes=10):
         images = pool.take(rows).permute(0, 2, 3, 1).numpy()  # (k, H, W, C)
         content |= {f'{kind}_images': images, f'{kind}_labels': labels[rows], f'{kind}_noise': noise[rows]}
     np.savez_compressed(path, **content)
+
+
+def score_and_select(folder, pool, names, teacher, normalise, device, amp, count, how, classes, seed):
+    """(noise, pseudo-labels, chosen indices), kept in the run's folder, so that a resumed run neither scores again nor chooses anew."""
+    kept = folder / 'selection.npz'
+    digest = hashlib.sha256()
+    for name in pool.names():
+        digest.update(name.encode('utf-8', 'surrogateescape') + b'\n')
+    digest = digest.hexdigest()
+    if distributed.on_first(kept.is_file):
+        with np.load(kept) as f:
+            if str(f['pool']) != digest:
+                raise UserError(f'the wild pool is not the one that {kept.with_suffix(".csv")} was made from: put its images back, '
+                                      'or select anew with --run NAME')
+            return f['noise'], f['labels'], f['chosen']
+    noise, labels = score(teacher, pool, normalise, device, amp)
+    chosen = select(noise, labels, count, how, classes, seed)
+    if distributed.rank() == 0:
+        write_selection(folder, pool, noise, labels, chosen, names, {'pool': digest})
+    return noise, labels, chosen
+
+
+def write_selection(folder, pool, noise, labels, chosen, names, facts):
+    """The list and the pictures for a reader, and last what a resumed run reads."""
+    write_csv(folder / 'selection.csv', pool, noise, labels, chosen)
+    write_thumbnails(folder / 'thumbnails.npz', pool, noise, labels, names)
+    partial = folder / 'selection.partial.npz'
+    np.savez(partial, noise=noise, labels=labels, chosen=chosen, **facts)
+    partial.rename(folder / 'selection.npz')

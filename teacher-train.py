@@ -12,9 +12,11 @@ from types import SimpleNamespace
 
 import torch.nn.functional as F
 
+import arguments
 import distributed
 import utils
-from data import DATASETS, EpochPlan, Normalise, load
+from arguments import at_least
+from data import DATASETS, EpochPlan, Normalise, batches, load
 from networks import ARCHS, build, count_parameters, resolve_width
 from runs import Run, print_result
 
@@ -27,14 +29,14 @@ RECIPES = {
 
 
 def parse():
-    parser = utils.Parser(__doc__.split('\n')[0])
-    g = utils.add_common_arguments(parser, DATASETS)
-    g.add_argument('--arch', type=utils.name_in(ARCHS), metavar='NAME',
+    parser = arguments.Parser(__doc__.split('\n')[0])
+    g = arguments.add_common_arguments(parser, DATASETS)
+    g.add_argument('--arch', type=arguments.name_in(ARCHS), metavar='NAME',
                    help=f"the data set's teacher (LeNet-5, ResNet-34) unless given: one of {', '.join(ARCHS)}")
-    g.add_argument('--width', type=utils.at_least(int, 1),
+    g.add_argument('--width', type=at_least(int, 1),
                    help="channels of a ResNet's first stage: 64 as published; 16 and 32 make CPU runs possible")
-    g.add_argument('--epochs', type=utils.at_least(int, 1), help='the published number unless given; the schedule keeps its shape')
-    utils.add_optimizer_arguments(g)
+    g.add_argument('--epochs', type=at_least(int, 1), help='the published number unless given; the schedule keeps its shape')
+    arguments.add_optimizer_arguments(g)
     return parser.parse_args()
 
 
@@ -47,7 +49,7 @@ def main():
     device = utils.pick_device(args.device)
     amp = utils.pick_amp(args.amp, device, arch)
     recipe = RECIPES[args.dataset if args.dataset in RECIPES else 'lenet' if arch.startswith('lenet') else 'resnet']
-    r = SimpleNamespace(**utils.override(recipe, args))
+    r = SimpleNamespace(**arguments.override(recipe, args))
     shown = vars(r) | {'arch': arch, 'width': width, 'device': device.type, 'amp': amp}
     method = 'student' if arch == info.student else 'teacher'
 
@@ -55,7 +57,7 @@ def main():
     train = load(args.dataset, args.data, True, args.cache_dir, args.workers).to(device)
     test = load(args.dataset, args.data, False, args.cache_dir, args.workers).to(device)
     run = Run(args, f'{args.dataset}-{method}-{arch}-w{width}-s{args.seed}', device, vars(args) | shown)
-    utils.say_settings(shown)
+    arguments.say_settings(shown)
     if run.finished():
         return print_result(run.finished())
     count = len(train.labels)
@@ -64,6 +66,7 @@ def main():
     net = utils.to_device(build(arch, width, info.classes, info.channels), device)
     optimizer = utils.make_optimizer(r.optimizer, net.parameters(), r.lr)
     epoch, step = run.start(method, net, info.facts(args.dataset, arch, width), r.epochs, device, optimizer=optimizer)
+    utils.compile_networks(args.compile, device, net)
     steps = r.epochs * -(-count // r.batch_size)
     utils.say(f'{method}: {arch}, width {width}, {count_parameters(net):,} parameters, on {count} images of {args.dataset}')
 
@@ -74,12 +77,11 @@ def main():
         means, start = utils.Means(), time.time()
         plan = EpochPlan(count, r.batch_size, args.seed, epoch, r.augment, info.flip)
         with utils.progress(total=count, desc=f'epoch {epoch}/{r.epochs}') as bar:
-            for indices, augment, size, weight in plan:
+            for indices, x, size, weight in batches(plan, train.images, device):
                 lr = utils.learning_rate(r.lr, r.schedule, r.milestones, step, steps)
                 utils.set_lr(optimizer, lr)
-                indices = indices.to(device)
                 with utils.autocast(device, amp):
-                    logits = net(normalise(augment(train.images[indices])))
+                    logits = net(normalise(x))
                 loss = F.cross_entropy(logits.float(), train.labels[indices])
                 optimizer.zero_grad(set_to_none=True)
                 (loss * weight).backward()

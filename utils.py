@@ -1,11 +1,11 @@
-"""What every script does: common arguments, device and precision, seeds, learning rates, evaluation, and how it fails."""
+"""What every script does: device and precision, seeds, learning rates, evaluation, and how it fails."""
 
-import argparse
-import difflib
+import ctypes
 import hashlib
 import math
 import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -45,106 +45,6 @@ def fail(script, message):
     return 2
 
 
-# ---------------------------------------------------------------- arguments
-
-
-class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Adds the default to a help text, where there is one to name."""
-
-    def _get_help_string(self, action):
-        return action.help if action.default in (None, False) else super()._get_help_string(action)
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse, with one line for an error and the nearest flag for an unknown one."""
-
-    def __init__(self, description):
-        super().__init__(description=description, allow_abbrev=False, formatter_class=HelpFormatter)
-
-    def error(self, message):
-        unknown = message.removeprefix('unrecognized arguments: ')
-        if unknown != message:
-            flags = [s for a in self._actions for s in a.option_strings]
-            hints = []
-            for word in unknown.split():
-                near = difflib.get_close_matches(word.split('=')[0], flags, n=1)
-                if near:
-                    hints.append(f'did you mean {near[0]}?')
-            message = f'unknown argument {unknown}: {" ".join(hints) or "see --help"}'
-        sys.exit(fail(self.prog, message))
-
-
-def at_least(kind, low, strict=False):
-    """An argparse type: a number of `kind`, not below `low` (above it, where `strict`)."""
-
-    def parse(text):
-        value = kind(text)
-        if not (value > low or (value == low and not strict)) or math.isinf(value):
-            raise argparse.ArgumentTypeError(f'{text} is not {"above" if strict else "at least"} {low}')
-        return value
-
-    parse.__name__ = kind.__name__
-    return parse
-
-
-def name_in(names):
-    """An argparse type: one of `names`, in the user's case or another."""
-
-    def parse(text):
-        for name in names:
-            if text.lower() == name.lower():
-                return name
-        near = difflib.get_close_matches(text, names, n=1)
-        raise argparse.ArgumentTypeError(f'{text!r} is none of {", ".join(names)}' + (f': did you mean {near[0]}?' if near else ''))
-
-    return parse
-
-
-def add_common_arguments(parser, datasets):
-    """The arguments that mean the same in every script."""
-    g = parser.add_argument_group('data and output')
-    g.add_argument('--dataset', type=name_in(datasets), default='MNIST', metavar='NAME', help=f'one of {", ".join(datasets)}; '
-                   'mnist5k ships with a package and needs no download')
-    g.add_argument('--data', '--data_cifar', default='data', metavar='DIR', help="holds torchvision's files, or "
-                   '<dataset>/{train,test}/<class>/*; else torchvision downloads to it')
-    g.add_argument('--output_dir', default='runs', metavar='DIR', help='holds a folder for each run')
-    g.add_argument('--run', metavar='NAME', help="the run's folder, in place of <dataset>-<method>-<arch>-w<width>-s<seed>")
-    g.add_argument('--resume', action='store_true', help='go on after the last epoch of that run; print its result if it is done')
-    g.add_argument('--cache_dir', default='cache', metavar='DIR', help='keeps decoded images; delete it to free the space')
-    g.add_argument('--workers', type=at_least(int, 0), default=min(os.cpu_count() or 1, 8), metavar='N',
-                   help='processes that decode images; 0 decodes in this one')
-    g = parser.add_argument_group('training')
-    g.add_argument('--seed', type=int, default=0, help='the same command and seed give the same result on one machine')
-    g.add_argument('--device', default='auto', help='auto takes cuda, then mps, then cpu')
-    g.add_argument('--amp', choices=('auto', 'bf16', 'off'), default='auto', help='auto: bfloat16 where the hardware has it; '
-                   'turn it off to compare with float32')
-    return g
-
-
-def add_optimizer_arguments(g):
-    """What the scripts that train on given images share."""
-    g.add_argument('--batch_size', type=at_least(int, 2), help='change --lr with it')
-    g.add_argument('--lr', type=at_least(float, 0, strict=True),
-                   help="at the start, or the peak of one cycle (default: the recipe's); lower it if the loss turns to NaN")
-    g.add_argument('--schedule', choices=SCHEDULES, help='onecycle gets furthest where epochs are few')
-
-
-def override(recipe, args):
-    """The recipe, a dict, with the explicit flags put over it."""
-    return {k: v if getattr(args, k, None) is None else getattr(args, k) for k, v in recipe.items()}
-
-
-def say_settings(settings):
-    say('settings: ' + ', '.join(f'{k} {v:g}' if isinstance(v, float) else f'{k} {v}' for k, v in settings.items()))
-
-
-def add_student_arguments(g, archs):
-    """What the scripts that distil a student from a teacher share."""
-    g.add_argument('--teacher_dir', metavar='PATH', help="the teacher: an output folder, a run's folder or a file (default: --output_dir)")
-    g.add_argument('--arch', type=name_in(archs), metavar='NAME', help='the student: LeNet-5-Half or ResNet-18 unless given')
-    g.add_argument('--width', type=at_least(int, 1), help="a ResNet student's width (default: the teacher's)")
-
-
 # ---------------------------------------------------------------- device, precision, seeds
 
 
@@ -162,7 +62,31 @@ def pick_device(name):
     if device.type == 'cuda':  # the same command and seed, the same result
         os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
         torch.use_deterministic_algorithms(True, warn_only=True)
+    if device.type == 'cpu':
+        keep_freed_memory()
     return distributed.start(device)
+
+
+def keep_freed_memory():
+    """Has the C library keep what is freed for the next tensor. Else every tensor of 32 MB or more is mapped anew, page fault by
+    page fault, which is a quarter of a DAFL step's time on a CPU and an eighth of a full-width ResNet's."""
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # not glibc
+        return
+    mallopt(-4, 0)  # M_MMAP_MAX
+    mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+
+
+def free_memory(device):
+    """Bytes that are free for tensors on the device."""
+    if device.type == 'cuda':
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        lines = Path('/proc/meminfo').read_text().splitlines()
+        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith('MemAvailable'))
+    except (OSError, StopIteration):
+        return 4 * 2**30  # unknown: the least that such a machine has
 
 
 def has_bf16(device):
@@ -189,6 +113,19 @@ def pick_amp(amp, device, arch):
 
 def autocast(device, amp):
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=amp == 'bf16')
+
+
+def compile_networks(wanted, device, *nets):
+    """--compile: torch.compile in place, so that a network keeps its names. Raises UserError where it can't compile."""
+    if not wanted:
+        return
+    try:
+        torch.compile(lambda x: x + 1)(torch.zeros(8, device=device))
+    except Exception as e:  # no C++ compiler, no Triton, a Python that it doesn't know
+        raise UserError(f'--compile does not work here ({first_line(e)}): install a C++ compiler such as g++ (on a GPU: Triton), or '
+                        'leave --compile out') from None
+    for net in nets:
+        net.compile()
 
 
 def to_device(net, device):
@@ -289,6 +226,16 @@ def evaluate(net, split, normalise, device, amp, batch_size=500):
         sums[1] += (logits.argmax(dim=1) == labels).sum()
     loss, correct = distributed.total(sums).tolist()
     return loss / len(split.labels), 100 * round(correct) / len(split.labels)
+
+
+def ahead(items):
+    """Yields the items of an iterable (None is none of them); the next one is made in a thread meanwhile."""
+    items = iter(items)
+    with ThreadPoolExecutor(1) as thread:
+        following = thread.submit(next, items, None)
+        while (item := following.result()) is not None:
+            following = thread.submit(next, items, None)
+            yield item
 
 
 def progress(iterable=None, total=None, unit='img', **kw):

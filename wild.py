@@ -1,6 +1,7 @@
 """The wild pool: unlabelled images from any source, decoded once, read as batches."""
 
 import contextlib
+import functools
 import io
 import os
 from pathlib import Path
@@ -13,8 +14,22 @@ from PIL import Image
 import demo_pool
 import distributed
 from data import SIZE
-from decode import NEEDS_WEBDATASET, decode, decode_dataset, decode_files, fingerprints, image_suffixes
-from utils import UserError, first_line, say
+from decode import (
+    NEEDS_WEBDATASET,
+    Part,
+    decode,
+    decode_dataset,
+    decode_files,
+    decode_job,
+    file_jobs,
+    fingerprints,
+    image_suffixes,
+    run_jobs,
+)
+from utils import UserError, first_line, free_memory, say
+
+# pools that are drawn here, without a file: (size, channels) -> (N, size, size) or (N, size, size, 3) uint8
+MADE = {'demo': lambda size, channels: demo_pool.draw(size)[:, 0], 'noise': demo_pool.draw_noise}
 
 # torchvision sets by name, used without their labels: (constructor, its arguments)
 SETS = {
@@ -51,54 +66,102 @@ class Pool:
             out[mine] = self.parts[number].images[indices[mine] - self.starts[number]]
         return torch.from_numpy(out)
 
+    def reader(self, chosen, device):
+        """The chosen images, to be indexed by positions in `chosen`: a tensor on the device where they take less than half of
+        its free memory, else read from the pool batch by batch."""
+        if len(chosen) * self.parts[0].images[0].nbytes < free_memory(device) / 2:
+            return self.take(chosen).to(device)
+        say(f'the {len(chosen)} images are more than half of the free memory, so they are read from the cache')
+        return Reader(self, chosen)
+
     def names(self):
         """Yields the path, 'shard#key' or 'set[index]' of every image, in order."""
         for part in self.parts:
             yield from part.names()
 
 
+class Reader:
+    """Chosen images of a pool that stay on disk: indexing reads them."""
+
+    def __init__(self, pool, chosen):
+        self.pool, self.chosen = pool, chosen
+
+    def __getitem__(self, positions):
+        return self.pool.take(self.chosen[positions.numpy()])
+
+
 def open_pool(sources, channels, data_dir, cache_dir, workers):
     """The pool of `sources`, joined: folders, text files of paths, WebDataset shards (a path that ends in .tar, with brace
-    ranges), names of torchvision sets (see SETS; looked for in, or downloaded to, `data_dir`), or 'demo'.
+    ranges), names of torchvision sets (see SETS; looked for in, or downloaded to, `data_dir`), 'demo' or 'noise'.
 
     channels: 1 or 3, as the teacher takes. Raises UserError for a source that is none of these, or holds no image.
     """
-    parts, names = [], []
+    parts = []
     for source in sources:
         with distributed.in_turn():
-            parts += open_source(source, channels, data_dir, cache_dir, workers)
-        names.append(source.lower() if source.lower() in ('demo', *SETS) else Path(source).resolve().name)
-    pool = Pool(parts, '+'.join(names))
+            if is_set(source):
+                parts += open_set(source, channels, data_dir, cache_dir)
+            elif source.endswith('.tar'):
+                shards = find_shards(source)
+                parts += decode(shards, SIZE, channels, cache_dir, Path(source).resolve().name, fingerprints(shards), workers)
+            else:
+                parts += decode_files(list(find_files(source)), SIZE, channels, cache_dir, Path(source).resolve().name, workers)
+    pool = Pool(parts, pool_name(sources))
     say(f'wild pool {pool.name}: {len(pool)} images')
     return pool
 
 
-def open_source(source, channels, data_dir, cache_dir, workers):
-    if source.lower() == 'demo':
-        return open_demo(channels, cache_dir)
-    if source.lower() in SETS:
-        if os.path.isdir(source):
-            say(f"--wild {source} is torchvision's set of that name; for the folder write ./{source}")
-        return open_set(source.lower(), channels, data_dir, cache_dir)
-    name = Path(source).resolve().name
-    if source.endswith('.tar'):
-        shards = find_shards(source)
-        return decode(shards, SIZE, channels, cache_dir, name, fingerprints(shards), workers)
-    paths = read_list(source) if source.endswith('.txt') and os.path.isfile(source) else find_images(source)
-    return decode_files(paths, SIZE, channels, cache_dir, name, workers)
+def stream(sources, channels, data_dir, cache_dir, workers):
+    """Yields the same images in the same order without keeping them: (number of the part, images (n, channels, 32, 32) uint8,
+    their names), a part at a time, of several processes each its own parts."""
+
+    def jobs():
+        for source in sources:
+            if is_set(source):
+                with distributed.in_turn():
+                    yield from open_set(source, channels, data_dir, cache_dir)
+            else:
+                yield from find_shards(source) if source.endswith('.tar') else file_jobs(find_files(source))
+
+    mine = ((number, job) for number, job in enumerate(jobs()) if number % distributed.world() == distributed.rank())
+    first, skipped = None, 0
+    for number, images, names, bad in run_jobs(functools.partial(stream_part, channels), mine, workers):
+        first, skipped = first or (bad[0] if bad else None), skipped + len(bad)
+        if len(images):
+            yield number, images, names
+    if skipped:
+        say(f'skipped {skipped} files that are no readable images, the first is {first}')
 
 
-def open_demo(channels, cache_dir):
+def stream_part(channels, task):
+    number, job = task
+    if isinstance(job, Part):  # of a set, which is decoded already
+        return number, job.images, job.names(), []
+    return number, *decode_job(job, SIZE, channels)
+
+
+def is_set(source):
+    return source.lower() in (*MADE, *SETS)
+
+
+def pool_name(sources):
+    return '+'.join(s.lower() if is_set(s) else Path(s).resolve().name for s in sources)
+
+
+def find_files(source):
+    return read_list(source) if source.endswith('.txt') and os.path.isfile(source) else find_images(source)
+
+
+def open_set(source, channels, data_dir, cache_dir):
+    """The parts of a set of MADE or SETS."""
+    name = source.lower()
+    if os.path.isdir(source):
+        say(f"--wild {source} is the set of that name; for the folder write ./{source}")
+
     def dataset():
-        return [(Image.fromarray(x), 0) for x in demo_pool.draw(SIZE)[:, 0]]
-
-    return decode_dataset(dataset, SIZE, channels, cache_dir, 'demo', [f'demo {demo_pool.VERSION}'])
-
-
-def open_set(name, channels, data_dir, cache_dir):
-    make, arguments = SETS[name]
-
-    def dataset():
+        if name in MADE:
+            return [(Image.fromarray(x), 0) for x in MADE[name](SIZE, channels)]
+        make, arguments = SETS[name]
         try:
             with contextlib.redirect_stdout(io.StringIO()):
                 return make(data_dir, download=True, **arguments)
@@ -106,7 +169,8 @@ def open_set(name, channels, data_dir, cache_dir):
             raise UserError(f"the wild pool {name} is not in --data {data_dir} as torchvision's files, and can't be downloaded "
                             f'({first_line(e)}): name a folder of images with --wild, or `--wild demo`') from None
 
-    return decode_dataset(dataset, SIZE, channels, cache_dir, name, [f'torchvision {name} {Path(data_dir).resolve()}'])
+    key = f'{name} {demo_pool.VERSION}' if name in MADE else f'torchvision {name} {Path(data_dir).resolve()}'
+    return decode_dataset(dataset, SIZE, channels, cache_dir, name, [key])
 
 
 def find_shards(pattern):
@@ -126,22 +190,25 @@ def find_shards(pattern):
 
 
 def read_list(file):
-    """The paths of a text file, a line each; relative ones are relative to the file's folder."""
-    base = os.path.dirname(file)
+    """Yields the paths of a text file, a line each; relative ones are relative to the file's folder."""
+    base, count = os.path.dirname(file), 0
     with open(file, encoding='utf-8-sig', errors='surrogateescape') as f:
-        paths = [os.path.join(base, line.rstrip('\r\n')) for line in f if line.strip()]
-    if not paths:
+        for line in f:
+            if line.strip():
+                count += 1
+                yield os.path.join(base, line.rstrip('\r\n'))
+    if not count:
         raise UserError(f'--wild {file} lists no path: write a path a line')
-    return paths
 
 
 def find_images(folder):
-    """The image files below a folder, sorted: those with a suffix that PIL reads, and those with none. Links are followed,
-    each folder once; hidden files are left out. Raises UserError where there is no such folder, or no image."""
+    """Yields the image files below a folder: those with a suffix that PIL reads, and those with none; a folder's own files, sorted,
+    before its folders'. Links are followed, each folder once; hidden files are left out. Raises UserError where there is no such
+    folder, or at the end, if there was no image."""
     if not os.path.isdir(folder):
         raise UserError(f'--wild {folder} is neither a folder, a .txt list of paths, a .tar shard, nor one of demo, {", ".join(SETS)}: '
                         'name a folder of images')
-    paths, shards, seen = [], [], set()
+    count, shards, seen = 0, [], set()
     for root, folders, files in os.walk(folder, followlinks=True):
         real = os.path.realpath(root)
         if real in seen:
@@ -150,13 +217,14 @@ def find_images(folder):
         seen.add(real)
         folders[:] = sorted(f for f in folders if not f.startswith('.'))
         shards += [os.path.join(root, f[:-4]) for f in files if f.endswith('.tar')]
-        paths += [os.path.join(root, f) for f in files
-                  if not f.startswith('.') and (os.path.splitext(f)[1].lower() or '.png') in image_suffixes()]
-    if not paths:
+        for file in sorted(files):
+            if not file.startswith('.') and (os.path.splitext(file)[1].lower() or '.png') in image_suffixes():
+                count += 1
+                yield os.path.join(root, file)
+    if not count:
         hint = ''
         if shards:
             first, last = min(shards), max(shards)
             start = first.rstrip('0123456789')
             hint = f', or its {len(shards)} .tar shards as "{start}{{{first[len(start):]}..{last[len(start):]}}}.tar"'
         raise UserError(f'--wild {folder} holds no image file at any depth: name a folder of images{hint}')
-    return sorted(paths)

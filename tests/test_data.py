@@ -3,6 +3,7 @@ import hashlib
 import pickle
 import re
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,10 @@ from torchvision import transforms
 from torchvision.transforms import functional as TF
 
 import data
-from data import DATASETS, EpochPlan, Normalise, crop_flip, load, load_test
+from data import DATASETS, EpochPlan, Normalise, batches, crop_flip, load, load_test
 from decode import to_array
 from networks import FACTS
-from utils import UserError
+from utils import UserError, ahead
 
 
 def random_images(*shape, seed=0):
@@ -123,6 +124,46 @@ def test_the_plan_crops_each_image_by_its_own_offset():
             top, left = plan.offsets[8 * number + k].tolist()
             expected = TF.crop(TF.pad(images[indices[k]], 4), top, left, 32, 32)
             assert torch.equal(out, TF.hflip(expected) if plan.flips[8 * number + k] else expected)
+
+
+@pytest.mark.parametrize('augment', [True, False])
+def test_images_that_stay_on_disk_give_the_same_batches(augment, monkeypatch):
+    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (50, 3, 32, 32), dtype=np.uint8))
+
+    class OnDisk:
+        def __getitem__(self, indices):
+            assert indices.device.type == 'cpu'
+            return images[indices]
+
+    def plan():
+        return EpochPlan(50, 8, 0, 1, augment, True)
+
+    both = [list(batches(plan(), source, torch.device('cpu'))) for source in (images, OnDisk())]
+    assert len(both[0]) == len(both[1]) == 7
+    for (a, x, *sizes), (b, y, *other) in zip(*both):
+        assert torch.equal(a, b) and torch.equal(x, y) and sizes == other
+
+
+def test_the_next_item_is_made_while_one_is_worked_on():
+    made = []
+
+    def items():
+        for i in range(4):
+            made.append(i)
+            yield i
+
+    for i in ahead(items()):
+        end = time.time() + 5
+        while len(made) < min(i + 2, 4) and time.time() < end:
+            time.sleep(0.001)
+        assert len(made) == min(i + 2, 4)  # one ahead, and no more
+
+    def fails():
+        yield 1
+        raise ValueError('unreadable')
+
+    with pytest.raises(ValueError, match='unreadable'):
+        list(ahead(fails()))
 
 
 def test_without_augmentation_images_stay_as_they_are():

@@ -67,8 +67,21 @@ def test_two_processes_train_select_and_distil_as_one_does(folder):
         assert a['test_loss'] == pytest.approx(b['test_loss'], rel=1e-3)
 
 
+def test_two_processes_choose_from_a_stream_as_one_does(folder, monkeypatch):
+    if not (folder / 'one').exists():
+        run(ROOT / 'teacher-train.py', '--dataset', 'mnist5k', '--epochs', 1, '--output_dir', 'one', cwd=folder)
+    args = [ROOT / 'DFND-train.py', '--dataset', 'mnist5k', '--teacher_dir', 'one', '--wild', 'wild', '--num_select', 100,
+            '--workers', 0, '--score_only']
+    for run_name, more, processes in (('kept', [], 1), ('one-pass', ['--stream'], 1), ('two-passes', ['--stream'], 2)):
+        run(*args, *more, '--run', run_name, cwd=folder, processes=processes)
+    lists = [(folder / 'runs' / name / 'selection.csv').read_text().splitlines() for name in ('kept', 'one-pass', 'two-passes')]
+    assert [line for line in lists[0] if line.endswith((',1', 'chosen'))] == lists[1] == lists[2]
+    images = [np.load(folder / 'runs' / name / 'selected' / '000000.npy') for name in ('one-pass', 'two-passes')]
+    assert len(images[0]) == 100 and np.array_equal(*images)
+
+
 @pytest.mark.parametrize('script, args', [
-    ('teacher-train.py', ['--epochs', 3]),
+    ('teacher-train.py', ['--epochs', 8]),
     ('DFND-train.py', ['--wild', 'wild', '--epochs', 4, '--batch_size', 32]),
     ('DAFL-train.py', ['--epochs', 2, '--batch_size', 6]),
 ])

@@ -25,7 +25,7 @@ from networks import (
     teacher_accuracy,
 )
 from resnet import ResNet18, ResNet34, ResNet50, ResNet101, ResNet152
-from utils import UserError
+from utils import UserError, autocast
 
 
 def one_line(error):
@@ -333,7 +333,7 @@ def test_two_teachers_are_both_listed(tmp_path):
 
 def test_a_loaded_teacher_is_frozen_and_still(tmp_path):
     path = make_run(tmp_path, 'a')
-    teacher, facts, found = load_teacher(tmp_path, 'MNIST', DATASETS['MNIST'], torch.device('cpu'))
+    teacher, facts, found = load_teacher(tmp_path, 'MNIST', DATASETS['MNIST'], torch.device('cpu'), 'off')
     assert found == path and facts['dataset'] == 'MNIST'
     assert not teacher.training and not any(p.requires_grad for p in teacher.parameters())
 
@@ -341,7 +341,7 @@ def test_a_loaded_teacher_is_frozen_and_still(tmp_path):
 def test_another_data_sets_teacher_is_refused_by_name(tmp_path):
     path = make_run(tmp_path, 'a', dataset='FashionMNIST')
     with pytest.raises(UserError) as error:
-        load_teacher(path, 'MNIST', DATASETS['MNIST'], torch.device('cpu'))
+        load_teacher(path, 'MNIST', DATASETS['MNIST'], torch.device('cpu'), 'off')
     text = one_line(error)
     assert str(path) in text and 'FashionMNIST' in text and '--dataset is MNIST' in text
 
@@ -349,7 +349,7 @@ def test_another_data_sets_teacher_is_refused_by_name(tmp_path):
 @pytest.mark.parametrize('accuracy, percent', [(0.9523, 95.23), (None, None)])
 def test_without_test_data_the_teachers_accuracy_is_its_files(accuracy, percent):
     facts = facts_of('lenet5half', 3, accuracy=accuracy)
-    found = teacher_accuracy(LeNet5Half(), facts, 'teacher.pt', None, None, torch.device('cpu'), 'off')
+    found = teacher_accuracy(LeNet5Half(), facts, 'teacher.pt', None, None, torch.device('cpu'))
     assert found == (percent and pytest.approx(percent))
 
 
@@ -359,12 +359,26 @@ def test_a_teacher_made_ready_for_inference_computes_the_same(arch, tmp_path):
     width = resolve_width(arch, 8 if arch.startswith('resnet') else None)
     net = randomise(build(arch, width, 10, 1)).eval()  # batch norms whose folding would show
     save_network(tmp_path / 'teacher.pt', net, facts_of(arch, width))
-    teacher, _, _ = load_teacher(tmp_path / 'teacher.pt', 'MNIST', DATASETS['MNIST'], torch.device('cpu'))
+    teacher, _, _ = load_teacher(tmp_path / 'teacher.pt', 'MNIST', DATASETS['MNIST'], torch.device('cpu'), 'off')
     x = torch.randn(4, 1, 32, 32)
     with torch.no_grad():
         for ours, plain in zip(teacher(x, out_feature=True), net(x, out_feature=True)):
             torch.testing.assert_close(ours, plain, rtol=1e-3, atol=1e-4)
             assert ours.std() > 1e-3
+
+
+def test_a_teacher_in_bfloat16_is_near_the_one_in_float32(tmp_path):
+    torch.manual_seed(0)
+    net = randomise(build('resnet18', 8, 10, 1)).eval()
+    save_network(tmp_path / 'teacher.pt', net, facts_of('resnet18', 8))
+    teacher, facts, _ = load_teacher(tmp_path / 'teacher.pt', 'MNIST', DATASETS['MNIST'], torch.device('cpu'), 'bf16')
+    assert facts['amp'] == 'bf16' and {p.dtype for p in teacher.parameters()} == {torch.bfloat16}
+    x = torch.randn(16, 1, 32, 32)
+    with torch.no_grad(), autocast(torch.device('cpu'), facts['amp']):
+        logits = teacher(x)
+    with torch.no_grad():
+        exact = net(x)
+    assert (logits.float() - exact).abs().max() < 0.05 * exact.abs().max()
 
 
 @pytest.mark.parametrize('facts, named', [({'classes': 5}, 'classes=5'),
@@ -374,5 +388,5 @@ def test_a_teacher_whose_facts_do_not_fit_the_data_set_is_refused(facts, named, 
     facts = DATASETS['MNIST'].facts('MNIST', 'lenet5', 6) | {'accuracy': 0.9} | facts
     save_network(tmp_path / 'teacher.pt', build('lenet5', 6, facts['classes'], facts['channels']), facts)
     with pytest.raises(UserError) as error:
-        load_teacher(tmp_path / 'teacher.pt', 'MNIST', DATASETS['MNIST'], torch.device('cpu'))
+        load_teacher(tmp_path / 'teacher.pt', 'MNIST', DATASETS['MNIST'], torch.device('cpu'), 'off')
     assert named in one_line(error)

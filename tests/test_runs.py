@@ -10,14 +10,16 @@ import torch
 from images import error_of
 from torch import nn
 
+import arguments
 import utils
+from arguments import at_least, name_in, override
 from data import CIFAR, MNIST, EpochPlan, Normalise, Split
 from lenet import LeNet5Half
 from losses import kd_loss, noisy_nll
 from networks import build, load_network
 from resnet import ResNet18
 from runs import Run, print_result
-from utils import Means, UserError, at_least, evaluate, first_line, learning_rate, name_in, override, pick_amp, pick_device, rng, seed_init
+from utils import Means, UserError, evaluate, first_line, learning_rate, pick_amp, pick_device, rng, seed_init
 
 CPU = torch.device('cpu')
 FACTS = MNIST.facts('MNIST', 'lenet5half', 3)
@@ -106,7 +108,7 @@ def test_seeded_weights_are_the_same_for_the_same_seed():
 
 
 def parser():
-    p = utils.Parser('a test')
+    p = arguments.Parser('a test')
     p.add_argument('--num_select', type=at_least(int, 1))
     p.add_argument('--teacher_dir')
     p.add_argument('--lr', type=at_least(float, 0, strict=True))

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -352,3 +353,29 @@ def test_as_a_command_the_result_is_the_last_line_of_stdout(digits):
     assert result(done)['run'] == 'command'
     done = subprocess.run([sys.executable, ROOT / 'DFND-train.py', *args], cwd=digits, env=ENV, capture_output=True, text=True, timeout=120)
     assert 'is in use' in error(done)
+
+
+# ---------------------------------------------------------------- --compile
+
+
+@pytest.mark.skipif(not shutil.which('g++'), reason='torch.compile needs a C++ compiler')
+def test_compiled_networks_learn_the_same(digits):
+    args = ['--dataset', 'mnist5k', '--wild', 'wild', '--num_select', 90, '--batch_size', 32, '--epochs', 2, '--lr', 1e-4]
+    plain = result(run('DFND-train.py', *args, '--run', 'plain', cwd=digits))
+    compiled = result(run('DFND-train.py', *args, '--compile', '--run', 'compiled', cwd=digits))
+    rows = [[json.loads(x) for x in (digits / 'runs' / n / 'metrics.jsonl').read_text().splitlines()] for n in ('plain', 'compiled')]
+    for a, b in zip(*rows):
+        assert a['loss'] == pytest.approx(b['loss'], rel=1e-3) and a['test_loss'] == pytest.approx(b['test_loss'], rel=1e-3)
+    assert (plain['params'], plain['flops']) == (compiled['params'], compiled['flops'])
+    kept = [torch.load(digits / 'runs' / n / 'student.pt', weights_only=True)['state_dict'] for n in ('plain', 'compiled')]
+    assert kept[0].keys() == kept[1].keys()
+    assert all(torch.allclose(kept[0][k], kept[1][k], rtol=1e-2, atol=1e-3) for k in kept[0])
+
+
+def test_compile_without_a_compiler_is_one_line(digits, monkeypatch):
+    def refuse(*a, **k):
+        raise RuntimeError('InvalidCxxCompiler: No working C++ compiler found')
+
+    monkeypatch.setattr(torch, 'compile', refuse)
+    text = error(run('teacher-train.py', '--dataset', 'mnist5k', '--epochs', 1, '--compile', '--run', 'no-compiler', cwd=digits, code=2))
+    assert '--compile' in text and 'g++' in text

@@ -169,7 +169,8 @@ def test_class_weights_are_inverse_to_the_counts_and_sum_to_the_classes():
 
 def test_the_description_counts_chosen_and_pool_by_class():
     noise, labels = np.array([0.5, 0.25, 1.0, 2.0, 4.0]), np.array([0, 1, 1, 2, 2])
-    text = '\n'.join(describe(noise, labels, np.array([0, 1, 3]), ('cat', 'dog', 'ship', 'frog')))
+    chosen = np.array([0, 1, 3])
+    text = '\n'.join(describe(noise[chosen], labels[chosen], np.array([1, 2, 2, 0]), 1.55, ('cat', 'dog', 'ship', 'frog')))
     assert 'selected 3 of 5' in text and '2.0000' in text and '1.5500' in text  # the threshold; the pool's mean
     assert text.split('class  ')[1].split() == ['cat', '1/1', 'dog', '1/2', 'ship', '1/2', 'frog', '0/0']
 

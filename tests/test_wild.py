@@ -17,6 +17,7 @@ from PIL import Image
 
 import decode
 import demo_pool
+import wild
 from wild import SETS, Pool, find_images, open_pool
 
 # ---------------------------------------------------------------- which files
@@ -31,7 +32,8 @@ def test_images_are_found_at_any_depth_and_hidden_files_are_not(tmp_path, pool_o
     os.link(hidden, root / 'a' / '._000.png')
     for name in ('notes.txt', 'labels.csv', 'archive.zip'):
         (root / name).write_text('no image')
-    assert_pool_is(pool_of(root), sorted(paths))
+    # a folder's own files come before its folders'
+    assert_pool_is(pool_of(root), [paths[-1], paths[2], *paths[:2]])
 
 
 def test_links_are_followed_and_a_loop_ends(tmp_path):
@@ -40,7 +42,7 @@ def test_links_are_followed_and_a_loop_ends(tmp_path):
     (root / 'linked').symlink_to(tmp_path / 'elsewhere')
     (root / 'real' / 'loop').symlink_to(root)
     (root / 'again').symlink_to(root / 'linked')
-    found = find_images(root)
+    found = list(find_images(root))
     real = [os.path.realpath(p) for p in found]
     assert sorted(real) == sorted(inside + outside)  # each once
 
@@ -222,6 +224,19 @@ def test_batches_in_any_order_equal_single_images(tmp_path):
     assert pool.take(np.array([], int)).shape == (0, 3, 32, 32)
 
 
+def test_chosen_images_are_in_memory_where_they_fit_and_else_read_from_the_cache(tmp_path, monkeypatch, capfd):
+    images = np.random.default_rng(0).integers(0, 256, (9, 3, 32, 32), dtype=np.uint8)
+    decode.save_part(tmp_path, 0, images, [f'{k}' for k in range(9)])
+    pool, chosen = Pool([decode.Part(tmp_path / '000000.npy', 9)], 'a'), np.array([1, 4, 5, 8])
+    positions = torch.tensor([3, 0, 3])
+    resident = pool.reader(chosen, torch.device('cpu'))
+    assert isinstance(resident, torch.Tensor) and np.array_equal(resident, images[chosen])
+    monkeypatch.setattr(wild, 'free_memory', lambda device: 2 * images[chosen].nbytes)
+    reader = pool.reader(chosen, torch.device('cpu'))
+    assert not isinstance(reader, torch.Tensor) and torch.equal(reader[positions], resident[positions])
+    assert 'read from the cache' in capfd.readouterr().out
+
+
 @pytest.fixture(scope='module')
 def demo():
     pytest.importorskip('sklearn')
@@ -370,3 +385,11 @@ def test_the_demo_pool_without_a_package_says_how_to_get_it(package, tmp_path, m
     text = error_of(open_pool, ['demo'], 1, 'data', str(tmp_path / 'cache'), 0)
     assert package in text and 'pip install -r requirements-demo.txt' in text
     assert not (tmp_path / 'cache').exists()
+
+
+@pytest.mark.parametrize('channels', [1, 3])
+def test_the_noise_pool_is_normal_and_the_same_at_every_call(channels):
+    first, second = (demo_pool.draw_noise(32, channels, 200) for _ in range(2))
+    assert first.shape == ((200, 32, 32) if channels == 1 else (200, 32, 32, 3)) and first.dtype == np.uint8
+    assert np.array_equal(first, second) and len(np.unique(first.reshape(200, -1), axis=0)) == 200
+    assert abs(first.mean() - 127.5) < 1 and abs(first.std() - 61.5) < 1  # 64, but for what is cut off

@@ -1,0 +1,148 @@
+"""A selection from a pool that is not kept: one pass, in which only what can still be chosen stays in memory."""
+
+import shutil
+import time
+
+import numpy as np
+import torch
+
+import distributed
+from decode import Part, save_part
+from selection import BATCH, check_finite, noise_of, rank_in_class, select, write_selection
+from utils import UserError, progress, say
+from wild import Pool
+
+
+class Candidates:
+    """The images of a stream that can still be chosen: the best `num_select` of all and, for balanced selection, the best
+    num_select / C of every class: at most twice num_select, and half as many again before the next clearing.
+
+    Best is: lowest noise, or, for random selection, the lowest of numbers drawn for each part by (seed, its number).
+    """
+
+    def __init__(self, num_select, how, num_classes, seed):
+        self.num_select, self.how, self.num_classes, self.seed = num_select, how, num_classes, seed
+        self.columns = None  # keys, noise, labels, positions (part's number, row), images, names: an array each
+        self.new, self.new_count, self.room = [], 0, max(num_select // 2, 4096)
+        self.bar, self.class_bars = np.inf, np.full(num_classes, -np.inf)  # above both, an image can't be chosen any more
+        self.counts, self.noise_sum = np.zeros(num_classes, np.int64), 0.0  # of all that passed
+
+    def add(self, number, images, names, noise, labels):
+        """A scored part. Parts must come in the order of their numbers, so that of equal images the earlier stays."""
+        self.counts += np.bincount(labels, minlength=self.num_classes)
+        self.noise_sum += float(noise.sum(dtype=np.float64))
+        keys = np.random.default_rng([self.seed, number]).random(len(noise)) if self.how == 'random' else noise.astype(np.float64)
+        keep = np.flatnonzero((keys < self.bar) | (keys < self.class_bars[labels]))
+        if len(keep):
+            positions = np.stack([np.full(len(keep), number), keep], axis=1)
+            self.new.append((keys[keep], noise[keep], labels[keep], positions, images[keep], np.array([names[i] for i in keep], object)))
+            self.new_count += len(keep)
+        if self.new_count > self.room:
+            self.clear()
+
+    def clear(self):
+        """Drops what can't be chosen any more, and sets the bars for what comes."""
+        if not self.new:
+            return
+        blocks = [*([] if self.columns is None else [self.columns]), *self.new]
+        self.columns, self.new, self.new_count = None, [], 0
+        keys, labels = (np.concatenate([block[i] for block in blocks]) for i in (0, 2))
+        order = np.argsort(keys, kind='stable')
+        chosen = np.zeros(len(keys), bool)
+        chosen[order[: self.num_select]] = True
+        if len(keys) >= self.num_select:
+            self.bar = keys[order[self.num_select - 1]]
+        quota = self.num_select // self.num_classes
+        if self.how == 'balanced' and quota:
+            rank = rank_in_class(labels[order], self.num_classes)
+            chosen[order[rank < quota]] = True
+            self.class_bars = np.full(self.num_classes, np.inf)
+            last = order[rank == quota - 1]
+            self.class_bars[labels[last]] = keys[last]
+        masks = np.split(chosen, np.cumsum([len(block[0]) for block in blocks])[:-1])
+        self.columns = tuple(np.concatenate([block[i][mask] for block, mask in zip(blocks, masks)]) for i in range(6))
+
+
+def select_from_stream(parts, folder, teacher, normalise, device, amp, num_select, how, num_classes, seed):
+    """Scores the parts (see wild.stream) as they come and chooses from them as `selection.select` would from the whole pool, but
+    for 'random', which is another draw. Returns (Pool of the chosen images, kept in `folder`, their noise, their pseudo-labels,
+    the pool's counts by class (C,), its mean noise). Raises UserError where the stream ends with fewer than num_select.
+    """
+    kept = Candidates(num_select, how, num_classes, seed)
+
+    count, start, told = 0, time.perf_counter(), time.perf_counter()
+    with progress(desc='stream') as bar:
+        for number, images, names in parts:
+            batches = [noise_of(teacher, torch.from_numpy(images[i : i + BATCH].copy()), normalise, device, amp)
+                       for i in range(0, len(images), BATCH)]
+            noise, labels = (torch.cat(x).cpu().numpy() for x in zip(*batches))
+            check_finite(noise)
+            kept.add(number, images, names, noise, labels)
+            count += len(images)
+            bar.update(len(images) * distributed.world())
+            if bar.disable and time.perf_counter() - told > 30:  # a line in a log
+                told = time.perf_counter()
+                say(f'stream: {count} images, {count / (told - start):.0f} img/s')
+    kept.clear()
+    return merge(kept, folder)
+
+
+def merge(kept, folder):
+    """Chooses from the candidates of all processes, which they leave to the first one as files."""
+    shares, chosen = folder / 'candidates', folder / 'selected'
+    distributed.on_first(shares.mkdir, 0o777, True, True)
+    distributed.on_first(chosen.mkdir, 0o777, True, True)
+    leave(kept, shares, distributed.rank())
+    distributed.wait()
+    noise, labels, counts, mean = distributed.on_first(choose, kept, shares, chosen)
+    return open_selected(chosen, len(noise)), noise, labels, counts, mean
+
+
+def leave(kept, folder, rank):
+    """Writes a process's candidates."""
+    keys, noise, labels, positions, images, names = kept.columns or [np.empty(0)] * 6
+    save_part(folder, rank, images, names)
+    np.savez(folder / f'{rank}.npz', keys=keys, noise=noise, labels=labels, positions=positions, counts=kept.counts,
+             noise_sum=kept.noise_sum)
+
+
+def choose(kept, shares, folder):
+    """`merge`, in the first process. Returns (noise, labels, the pool's counts by class, its mean noise)."""
+    tables = [dict(np.load(shares / f'{rank}.npz')) for rank in range(distributed.world())]
+    counts, noise_sum = sum(t['counts'] for t in tables), sum(float(t['noise_sum']) for t in tables)
+    sizes = [len(t['noise']) for t in tables]
+    if sum(sizes) < kept.num_select:
+        raise UserError(f'num_select={kept.num_select}, but the stream held {counts.sum()} images: lower --num_select or add images')
+    pool = Pool([Part(shares / f'{rank:06d}.npy', size) for rank, size in enumerate(sizes) if size], 'candidates')
+    keys, noise, labels, positions = (np.concatenate([t[k] for t in tables if len(t['noise'])])
+                                      for k in ('keys', 'noise', 'labels', 'positions'))
+    order = np.lexsort(positions.T[::-1])  # the stream's
+    if kept.how == 'random':
+        chosen = np.sort(np.argsort(keys[order], kind='stable')[: kept.num_select])
+    else:
+        chosen = select(noise[order], labels[order], kept.num_select, kept.how, kept.num_classes, kept.seed)
+    rows, names = order[chosen], list(pool.names())
+    save_part(folder, 0, pool.take(rows).numpy(), [names[row] for row in rows])
+    shutil.rmtree(shares)
+    return noise[rows], labels[rows], counts, noise_sum / counts.sum()
+
+
+def open_selected(folder, count):
+    """The images that an earlier `select_from_stream` chose, as a pool."""
+    return Pool([Part(folder / '000000.npy', count)], 'selected')
+
+
+def stream_and_select(folder, parts, names, *scoring):
+    """`selection.score_and_select` for a stream; scoring: what `select_from_stream` takes after `folder`.
+
+    Returns (the chosen images as a pool, their noise, their pseudo-labels, the whole pool's counts by class (C,), its mean
+    noise), kept in the run's folder, images and all.
+    """
+    kept = folder / 'selection.npz'
+    if distributed.on_first(kept.is_file):
+        with np.load(kept) as f:
+            return open_selected(folder / 'selected', len(f['noise'])), f['noise'], f['labels'], f['counts'], float(f['mean'])
+    pool, noise, labels, counts, mean = select_from_stream(parts, folder, *scoring)
+    if distributed.rank() == 0:
+        write_selection(folder, pool, noise, labels, np.arange(len(noise)), names, {'counts': counts, 'mean': mean})
+    return pool, noise, labels, counts, mean
