@@ -76,8 +76,7 @@ CIFAR_STUDY = {
 }
 MNIST_STUDY = {question: ['dfnd' if row == 'dfnd-corrected' else row for row in rows]
                for question, rows in CIFAR_STUDY.items() if question != 'normalisation'}  # ImageNet's is for photos
-MNIST_STUDY['num_select'] = ['n1000', 'n2500', 'n5000', 'dfnd', 'n25000']
-STUDY = {'cifar': CIFAR_STUDY, 'MNIST': MNIST_STUDY}
+STUDY = {'cifar': CIFAR_STUDY, 'MNIST': MNIST_STUDY | {'num_select': ['n1000', 'n2500', 'n5000', 'dfnd', 'n25000']}}
 
 # ---------------------------------------------------------------- the scales
 
@@ -246,17 +245,14 @@ def duration(seconds):
 
 
 def expected_seconds(rest, jobs):
-    """Rough: a run takes as long as the finished ones of its row, or of its script, or of all."""
-    took = [(job, json.loads((job.folder / 'result.json').read_text(encoding='utf-8'))['seconds']) for job in jobs if job.done()]
-
-    def one(job):
-        for alike in ('row', 'script'):
-            seconds = [s for other, s in took if getattr(other, alike) == getattr(job, alike)]
-            if seconds:
-                return statistics.mean(seconds)
-        return statistics.mean(s for _, s in took)
-
-    return sum(map(one, rest))
+    """Rough: a run takes as long as the finished ones of its script, or as all of them."""
+    took = {}
+    for job in jobs:
+        if job.done():
+            seconds = json.loads((job.folder / 'result.json').read_text(encoding='utf-8'))['seconds']
+            took.setdefault(job.script, []).append(seconds)
+    every = statistics.mean(seconds for script in took.values() for seconds in script)
+    return sum(statistics.mean(took[job.script]) if job.script in took else every for job in rest)
 
 
 def run_jobs(args, jobs):
