@@ -5,7 +5,6 @@ VENV := .venv
 PY := $(VENV)/bin/python
 TORCH_INDEX ?=
 OUT := demo
-RUN := --dataset mnist5k --output_dir $(OUT)/runs --resume
 
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 
@@ -19,11 +18,8 @@ $(VENV)/%: requirements-%.txt requirements.txt
 	touch $@
 
 demo: $(VENV)/demo
-	$(PY) teacher-train.py $(RUN)
-	$(PY) DFND-train.py $(RUN)
-	$(PY) DFND-train.py $(RUN) --select random
-	$(PY) DAFL-train.py $(RUN) --epochs 2 --batch_size 128
-	$(PY) report.py --runs $(OUT)/runs --out $(OUT)
+	$(PY) reproduce.py table1 --dataset mnist5k --scale demo --output_dir $(OUT)/runs
+	$(PY) report.py --runs $(OUT)/runs/mnist5k-demo --out $(OUT)
 
 test: $(VENV)/test
 	$(PY) -m ruff check .

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 SCRIPT = Path(__file__).parents[1] / 'report.py'
-BARE = ('-S', '-I')  # no site-packages: neither numpy nor torch nor matplotlib can be imported
+BARE = ('-S', '-E', '-s')  # no site-packages: neither numpy nor torch nor matplotlib can be imported
 
 
 def report(folder, *flags, bare=True, script=SCRIPT):
@@ -104,7 +104,7 @@ def test_arguments_in_config_make_rows_of_their_own(tmp_path):
              teacher_top1=97.25)
     make_run(runs, 'b0', 'dfnd', seed=0, args={'T': 8.0, 'teacher_acc': 0.98})
     rows = table(tmp_path)
-    assert {name: row[-2] for name, row in rows.items()} == {'DFND (T=4.0)': '2', 'DFND (T=8.0)': '1'}
+    assert {name: row[-2] for name, row in rows.items()} == {'DFND (T=4)': '2', 'DFND (T=8)': '1'}
 
 
 def test_the_same_seed_is_counted_once(tmp_path):
@@ -136,7 +136,76 @@ def test_paper_numbers_and_rows_not_run(tmp_path):
 
 def test_mnist_has_the_numbers_of_dafl_and_none_for_dfnd(tmp_path):
     make_run(tmp_path / 'runs', 'a', 'dfnd', dataset='MNIST')
-    assert [row[-1] for row in table(tmp_path).values()] == ['98.91', '98.65', '98.91', '98.20', '-']
+    assert [row[-1] for row in table(tmp_path).values()] == ['98.91', '98.65', '98.91', '88.01', '94.56', '98.20', '-']
+
+
+@pytest.mark.parametrize('wild, select, dataset, name', [
+    ('noise', 'all', 'MNIST', 'Normal distribution'), ('demo', 'all', 'MNIST', 'Alternative data'),
+    ('usps', 'all', 'MNIST', 'Alternative data'), ('emnist+usps', 'all', 'MNIST', 'All wild images'),
+    ('noise', 'random', 'MNIST', 'Randomly selected'), ('noise', 'all', 'cifar10', 'All wild images'),
+    ('demo', 'all', 'mnist5k', 'All wild images')])
+def test_dafls_rows_are_of_mnist_and_of_a_whole_pool(tmp_path, wild, select, dataset, name):
+    make_run(tmp_path / 'runs', 'a', 'dfnd', dataset=dataset, wild=wild, select=select, top1=12.34)
+    rows = table(tmp_path)
+    assert [row for row in rows if rows[row][3] == '12.34'] == [name]
+    if dataset == 'MNIST' and name in ('Normal distribution', 'Alternative data'):
+        assert rows[name][0] == {'N': 'none', 'A': 'alternative'}[name[0]]
+        assert rows[name][-1] == {'N': '88.01', 'A': '94.56'}[name[0]]
+    assert ('Normal distribution' in rows) == (dataset == 'MNIST')
+
+
+def three_seeds(root, name, top1s, **values):
+    for seed, top1 in enumerate(top1s):
+        make_run(root, f'{name}-s{seed}', 'dfnd', seed=seed, top1=top1, **values)
+
+
+def test_the_difference_and_the_order_by_hand(tmp_path):
+    three_seeds(tmp_path / 'runs', 'random', (90.0, 91.0, 92.0), select='random')
+    three_seeds(tmp_path / 'runs', 'dfnd', (91.0, 92.5))
+    text = report(tmp_path, '--no_figures').stdout
+    # 91.75 - 91; variances 1.125 and 1: root of 1.125 / 2 + 1 / 3 is .94648
+    assert ('DFND - Randomly selected: +0.75 ± 0.95 (difference of means ± its standard error, n = 2 and 3). '
+            'Order seen: Randomly selected 91.00 < DFND 91.75.\n') in text
+    make_run(tmp_path / 'runs', 'kd-s0', 'kd', top1=91.0)
+    make_run(tmp_path / 'runs', 'loss-kd-s0', 'dfnd', top1=99.0, loss='kd')  # an ablation is not DFND's best row
+    text = report(tmp_path, '--no_figures').stdout
+    assert 'Order seen: Knowledge distillation 91.00 = Randomly selected 91.00 < DFND 91.75.\n' in text
+
+
+def test_one_seed_has_a_difference_and_no_error(tmp_path):
+    make_run(tmp_path / 'runs', 'random-s0', 'dfnd', select='random', top1=90.0)
+    make_run(tmp_path / 'runs', 'a-s0', 'dfnd', top1=89.0)
+    make_run(tmp_path / 'runs', 'b-s0', 'dfnd', select='confidence', top1=88.0)
+    text = report(tmp_path, '--no_figures').stdout
+    assert 'DFND (balanced) - Randomly selected: -1.00 (difference of means, n = 1 and 1; the best of 2 DFND rows).' in text
+    (tmp_path / 'runs' / 'random-s0' / 'result.json').unlink()
+    assert 'Order seen' not in report(tmp_path, '--no_figures').stdout
+
+
+def test_a_study_is_a_slim_table_in_the_order_asked_for(tmp_path):
+    runs = tmp_path / 'runs'
+    three_seeds(runs, 'dfnd', (95.0, 96.0), args={'T': 4.0, 'teacher_acc': 0.98})
+    make_run(runs, 'T8-s0', 'dfnd', args={'T': 8.0, 'teacher_acc': 0.98}, top1=94.0)
+    make_run(runs, 'loss-kd-s0', 'dfnd', loss='kd', args={'T': 4.0, 'teacher_acc': 0.98})
+    make_run(runs, 'acc-published-s0', 'dfnd', args={'T': 4.0, 'teacher_acc': 0.9523})
+    make_run(runs, 'twin-s0', 'dfnd', args={'T': 4.0, 'teacher_acc': 0.98})  # of the same settings, by another name
+    text = report(tmp_path, '--no_figures', '--study', 'T8', 'dfnd', 'T2', '--study', 'dfnd', 'loss-kd', 'acc-published').stdout
+    first, second = text.split('**mnist5k**, wild pool: demo\n')[1:]
+    assert cells(first) == {'DFND (T=8)': ['94.00', '95.50', '1', '30,720'],
+                            'DFND (T=4)': ['95.50 ± 0.71', '95.50', '2', '30,720'], 'T2': ['not run', '-', '0', '-']}
+    assert list(cells(first)) == ['DFND (T=8)', 'DFND (T=4)', 'T2']
+    assert list(cells(second)) == ['DFND (KD + NLL, teacher_acc measured)', 'DFND (KD only)', 'DFND (KD + NLL, teacher_acc=0.9523)']
+    done = report(tmp_path, '--no_figures', '--study', 'dfnd', 'twin')
+    assert 'left out' not in done.stderr and done.stdout.count('| DFND |') == 2
+
+
+def test_rows_asked_for_alone_and_those_that_did_not_run(tmp_path):
+    cifar = dict(dataset='cifar10', arch='resnet18', width=16, wild='stl10')
+    make_run(tmp_path / 'runs', 'dfnd-corrected-s0', 'dfnd', recipe='corrected', **cifar)
+    make_run(tmp_path / 'runs', 'T8-s0', 'dfnd', recipe='corrected', args={'T': 8.0}, **cifar)
+    rows = table(tmp_path, '--rows', 'teacher', 'kd', 'random', 'dfnd-released', 'dfnd-corrected')
+    assert list(rows)[-3:] == ['Randomly selected', 'DFND', 'DFND (dfnd-released)']
+    assert rows['DFND'][-1] == '94.02' and rows['DFND (dfnd-released)'][3] == rows['Randomly selected'][3] == 'not run'
 
 
 def test_no_test_data_and_unfinished_runs(tmp_path):
@@ -155,7 +224,8 @@ def test_one_table_a_data_set(tmp_path):
 
 
 def readme_in(folder, *markers):
-    shutil.copy(SCRIPT, folder / 'report.py')
+    for name in ('report.py', 'report_rows.py'):
+        shutil.copy(SCRIPT.with_name(name), folder)
     make_run(folder / 'results' / 'mnist', 'a', 'teacher', top1=98.76)
     text = '\n'.join(['# Title', *markers, 'the end', ''])
     (folder / 'README.md').write_text(text, encoding='utf-8')
@@ -177,6 +247,22 @@ def test_readme_is_written_between_markers_and_checked(tmp_path):
     readme.write_text(text.replace('98.76', '98.77'), encoding='utf-8')
     done = report(tmp_path, '--check', script=script)
     assert done.returncode == 1 and 'table:results/mnist' in done.stderr and done.stderr.count('\n') == 1
+
+
+def test_markers_name_their_rows(tmp_path):
+    marks = [f'<!-- {name}:{end} -->' for name in ('table:results/mnist dfnd random', 'table1:results/mnist dfnd a', 'table:results/mnist')
+             for end in ('begin', 'end')]
+    script = readme_in(tmp_path, *marks)
+    three_seeds(tmp_path / 'results' / 'mnist', 'dfnd', (90.0, 91.0))
+    assert report(tmp_path, '--readme', 'README.md', script=script).returncode == 0
+    assert report(tmp_path, '--check', script=script).returncode == 0
+    text = (tmp_path / 'README.md').read_text(encoding='utf-8')
+    slim, some, whole = (text.split(begin)[1].split(end)[0] for begin, end in zip(marks[::2], marks[1::2]))
+    assert cells(slim) == {'DFND': ['90.50 ± 0.71', '95.50', '2', '30,720'], 'random': ['not run', '-', '0', '-']}
+    assert list(cells(some)) == list(cells(whole)) == ['Teacher', 'DFND']
+    (tmp_path / 'README.md').write_text(text.replace('90.50', '90.51', 1), encoding='utf-8')
+    done = report(tmp_path, '--check', script=script)
+    assert done.returncode == 1 and 'table:results/mnist dfnd random differs' in done.stderr
 
 
 BEGIN, END = '<!-- table:results/mnist:begin -->', '<!-- table:results/mnist:end -->'
@@ -205,6 +291,7 @@ def test_wrong_markers_are_one_line(tmp_path, markers, words):
     (('--runs', 'list'), ('result.json', 'not a JSON object')),
     (('--runs', 'odd'), ("method='magic'", 'teacher, student')),
     (('--runs', 'text'), ("top1='high'", 'expected a number')),
+    (('--check', '--rows', 'a'), ('--rows', '--check')),
     (('--check', '--runs', 'odd'), ('--runs', '--check')),
     (('--readme', 'nowhere.md'), ('nowhere.md', 'not a file')),
 ])
