@@ -8,7 +8,7 @@ OUT := demo
 
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test bench clean
+.PHONY: demo test bench bench-scale clean
 
 # A stamp for each requirements file that the environment holds. torch and torchvision come from one index, so that they fit.
 $(VENV)/%: requirements-%.txt requirements.txt
@@ -29,6 +29,10 @@ test: $(VENV)/test
 # flags: make bench BENCH_FLAGS='--photos DIR --check'
 bench: $(VENV)/demo
 	$(PY) bench.py $(BENCH_FLAGS)
+
+# the rows about scale: make bench-scale BENCH_FLAGS=--check
+bench-scale: $(VENV)/demo
+	$(PY) bench_scale.py $(BENCH_FLAGS)
 
 clean:
 	rm -rf $(VENV) $(OUT) .pytest_cache .ruff_cache

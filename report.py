@@ -4,9 +4,10 @@
     python report.py --readme README.md     # rewrites README's tables from the committed logs
     python report.py --check                # exits 1, naming the first marker, where README and logs differ
 
-README's markers are lines <!-- table:FOLDER:begin --> and <!-- table:FOLDER:end -->; FOLDER holds runs and is
+The markers of README.md and docs/*.md are lines <!-- table:FOLDER:begin --> and <!-- table:FOLDER:end -->; FOLDER holds runs and is
 relative to this file. Names of rows, which are run folders' names without -s<seed>, may follow: table:FOLDER NAME ... is
-the slim table of these rows, in this order; table1:FOLDER NAME ... is the papers' table of these rows alone.
+the slim table of these rows, in this order; table1:FOLDER NAME ... is the papers' table of these rows alone. speed:FOLDER,
+scale:FOLDER and plan:FOLDER are the benchmarks', from speed.json and scale.json there.
 The tables need the standard library only, the figures matplotlib.
 """
 import argparse
@@ -18,7 +19,8 @@ import sys
 import zipfile
 from pathlib import Path
 
-from report_rows import ROWS, SETTINGS, fail, load_runs, name_rows, note
+from report_bench import plan_table, scale_table, speed_table
+from report_rows import ROWS, SETTINGS, fail, load_runs, name_rows, note, read_json
 
 ROOT = Path(__file__).resolve().parent
 
@@ -149,12 +151,23 @@ def make_tables(runs, names=(), study=False):
     return groups, '\n'.join(texts)
 
 
+def marked(kind, folder, words):
+    """The table of a marker `kind`:`folder` `words`."""
+    if kind == 'speed':
+        return speed_table(read_json(folder / 'speed.json'))
+    if kind == 'scale':
+        return scale_table(read_json(folder / 'scale.json'))
+    if kind == 'plan':
+        return plan_table(read_json(folder / 'speed.json'))
+    return make_tables(load_runs(folder), words, bool(words) and kind == 'table')[1]
+
+
 def update_readme(path, check):
     """Write the tables between a README's markers; with `check` write nothing, return 1 at a difference."""
     if not path.is_file():
         fail(f'{path} is not a file, expected a README with table markers: give another --readme')
     old = path.read_text(encoding='utf-8')
-    markers = list(re.finditer(r'^<!-- ((table1?):([^\s:]+)((?: +[^\s:]+)*)):(begin|end) -->[ \t]*$', old, re.MULTILINE))
+    markers = list(re.finditer(r'^<!-- ((table1?|speed|scale|plan):([^\s:]+)((?: +[^\s:]+)*)):(begin|end) -->[ \t]*$', old, re.MULTILINE))
     if not markers:
         fail(f'{path} holds no line <!-- table:FOLDER:begin -->: add the markers, or give another --readme')
     new, done, names = '', 0, []
@@ -166,7 +179,7 @@ def update_readme(path, check):
             fail(f'{path}: {name} stands there more than once, expected once: delete one')
         if not (ROOT / folder).is_dir():
             fail(f'{path}: {name}, but {ROOT / folder} is no folder: commit the logs or mend the marker')
-        table = f'\n{make_tables(load_runs(ROOT / folder), words, bool(words) and begin[2] == "table")[1]}'
+        table = f'\n{marked(begin[2], ROOT / folder, words)}'
         if check and old[begin.end():end.start()] != table:
             note(f'{path}: {name} differs from its logs: write it with report.py --readme {path}')
             return 1
@@ -188,12 +201,13 @@ def main():
     parser.add_argument('--no_figures', action='store_true', help='the table only, which needs no package')
     parser.add_argument('--readme', type=Path, help='rewrite the tables between the markers of this file')
     parser.add_argument('--check', action='store_true',
-                        help='write nothing; exit 1 if --readme (default: README.md, here) is out of date')
+                        help='write nothing; exit 1 if --readme (default: README.md and docs/*.md, here) is out of date')
     args = parser.parse_args()
     if args.readme or args.check:
         if args.runs or args.out or args.rows or args.study or args.no_figures:
             fail('--runs, --out, --rows, --study, --no_figures do not go with --readme, --check: its markers name the folders')
-        return update_readme(args.readme or ROOT / 'README.md', args.check)
+        files = [args.readme] if args.readme else [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
+        return max(update_readme(path, args.check) or 0 for path in files)
     runs = load_runs(args.runs or Path('runs'))
     if args.rows or not args.study:
         groups, text = make_tables(runs, args.rows or ())

@@ -17,3 +17,12 @@ def test_every_row_is_measured(tmp_path):
     rows = json.loads((tmp_path / 'bench.json').read_text())['rows']
     assert list(rows) == ['decode', 'load', 'score', 'distil', 'teacher', 'dafl', 'selection']
     assert all(row['ratio'] > 0 for name, row in rows.items() if name != 'selection')
+
+
+@pytest.mark.slow
+def test_both_pools_are_measured(tmp_path):
+    done = subprocess.run([sys.executable, ROOT / 'bench_scale.py', '--quick'], cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = json.loads((tmp_path / 'bench-scale.json').read_text())['rows']
+    assert list(rows) == ['cache and score', 'score', 'stream']
+    assert all(rate > 0 for row in rows.values() for rate in row['images_per_s'].values())

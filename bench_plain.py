@@ -1,0 +1,124 @@
+"""The published pipeline, plainly: what bench.py measures ours beside.
+
+torchvision's ImageFolder and DataLoader, transforms image by image, every file decoded in every epoch, float32, the adaptation
+matrix row by row. Written from the papers' description of their code; each function does one batch or one epoch.
+"""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import torchvision
+from PIL import Image
+from torchvision import transforms
+
+from data import CIFAR, MNIST, mnist5k
+from generator import Generator
+from losses import activation_loss, information_entropy_loss, kd_loss, one_hot_loss
+from networks import build
+
+
+def decode(path, size):
+    """A file in full, then Resize: (3, size, size) uint8."""
+    with Image.open(path) as image:
+        return np.asarray(transforms.Resize((size, size))(image.convert('RGB'))).transpose(2, 0, 1)
+
+
+def loader(folder, train, batch_size, workers):
+    """Of a folder of class folders: normalised float32 batches, cropped and flipped where `train`."""
+    augment = [transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip()] if train else []
+    normalise = transforms.Normalize(CIFAR.mean, CIFAR.std)
+    transform = transforms.Compose([transforms.Resize((32, 32)), *augment, transforms.ToTensor(), normalise])
+    dataset = torchvision.datasets.ImageFolder(folder, transform)
+    return torch.utils.data.DataLoader(dataset, batch_size=batch_size, shuffle=train, num_workers=workers)
+
+
+@torch.no_grad()
+def score(teacher, batches):
+    """The noise of every image, in nats."""
+    noise = []
+    for x, _ in batches:
+        logits = teacher(x)
+        noise.append(F.cross_entropy(logits, logits.argmax(dim=1), reduction='none'))
+    return torch.cat(noise).numpy()
+
+
+def adaptation_matrix(theta, accuracy):
+    rows = []
+    for i in range(len(theta)):
+        off = (1 - accuracy) * F.softmax(theta[i], dim=0)
+        rows.append(torch.cat([off[:i], torch.tensor([accuracy]), off[i:]]))
+    return torch.stack(rows)
+
+
+def distillation_step(teacher, width):
+    """A function of a batch of images: one step of DFND's student, ResNet-18 of that width."""
+    student = build('resnet18', width, 10, 3).train()
+    optimizer = torch.optim.SGD(student.parameters(), 0.1, momentum=0.9, weight_decay=5e-4)
+    theta = torch.zeros(10, 9, requires_grad=True)
+    optimizer_theta = torch.optim.Adam([theta], 1e-3)
+
+    def step(x):
+        with torch.no_grad():
+            t = teacher(x)
+        s, y = student(x), t.argmax(dim=1)
+        likelihood = (F.softmax(s, dim=1) @ adaptation_matrix(theta, 0.95)).gather(1, y[:, None])
+        loss = kd_loss(s, t, 4) - torch.log(likelihood).mean()
+        optimizer.zero_grad()
+        optimizer_theta.zero_grad()
+        loss.backward()
+        optimizer.step()
+        optimizer_theta.step()
+
+    return step
+
+
+class Transformed(torch.utils.data.Dataset):
+    def __init__(self, images, labels, transform):
+        self.images, self.labels, self.transform = images, labels, transform
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, i):
+        return self.transform(self.images[i]), self.labels[i]
+
+
+def mnist_epoch(workers):
+    """A function that trains LeNet-5 for an epoch of mnist5k's 4,000 images, and how many they are."""
+    pixels, labels = mnist5k()
+    order = np.random.default_rng(0).permutation(len(pixels))[:4000]
+    images = [Image.fromarray(x) for x in pixels[order].astype(np.uint8).reshape(-1, 28, 28)]
+    transform = transforms.Compose([transforms.Resize((32, 32)), transforms.RandomCrop(32, padding=4), transforms.ToTensor(),
+                                    transforms.Normalize(MNIST.mean, MNIST.std)])
+    dataset = Transformed(images, labels[order].astype(np.int64), transform)
+    batches = torch.utils.data.DataLoader(dataset, batch_size=128, shuffle=True, num_workers=workers)
+    net = build('lenet5', 6, 10, 1)
+    optimizer = torch.optim.Adam(net.parameters(), 1e-3)
+
+    def epoch():
+        for x, y in batches:
+            loss = F.cross_entropy(net(x), y)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+    return epoch, len(images)
+
+
+def dafl_step(teacher, batch_size):
+    """A function that does one step of DAFL on MNIST."""
+    student, generator = build('lenet5half', 3, 10, 1), Generator(32, 100, 1)
+    optimizers = torch.optim.Adam(student.parameters(), 2e-3), torch.optim.Adam(generator.parameters(), 0.2)
+
+    def step():
+        x = generator(torch.randn(batch_size, 100))
+        t, feature = teacher(x, out_feature=True)
+        loss = one_hot_loss(t) + 5 * information_entropy_loss(F.softmax(t, dim=1).mean(dim=0)) + 0.1 * activation_loss(feature)
+        loss = loss + kd_loss(student(x.detach()), t.detach(), 1)
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        loss.backward()
+        for optimizer in optimizers:
+            optimizer.step()
+
+    return step
