@@ -77,8 +77,7 @@ def read_job(job):
 def raise_if_passing(name, error):
     """Raises UserError where it is the machine's fault, so that no good file is given up for it."""
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in PASSING):
-        raise UserError(f'{name} can not be read now ({first_line(error)}): run the same command again, it goes on where it '
-                        'was') from None
+        raise UserError(f'{name} can not be read now ({first_line(error)}): run the same command again') from None
 
 
 def decode_job(job, size, channels):
@@ -86,6 +85,8 @@ def decode_job(job, size, channels):
     images, names, skipped = [], [], []
     for name, file in read_job(job):
         try:
+            if isinstance(file, str) and not os.path.isfile(file):
+                raise ValueError('no file')  # a pipe would be waited for
             with Image.open(file) as image:
                 images.append(to_array(image, size, channels))
             names.append(name)
@@ -175,7 +176,7 @@ def fingerprints(files):
     for path in files:
         try:
             stat = os.stat(path)
-        except OSError:  # it leads nowhere, and will be skipped and listed
+        except (OSError, ValueError):  # it leads nowhere, and will be skipped and listed
             yield path
         else:
             yield f'{path} {stat.st_size} {stat.st_mtime_ns}'
@@ -273,15 +274,18 @@ def run_jobs(function, jobs, workers):
     try:
         with ProcessPoolExecutor(workers) as pool:
             under_way = collections.deque()
-            for job in itertools.chain(first, jobs):
-                under_way.append(pool.submit(function, job))
-                if len(under_way) >= 3 * workers:
+            try:
+                for job in itertools.chain(first, jobs):
+                    under_way.append(pool.submit(function, job))
+                    if len(under_way) >= 3 * workers:
+                        yield under_way.popleft().result()
+                while under_way:
                     yield under_way.popleft().result()
-            while under_way:
-                yield under_way.popleft().result()
+            finally:  # of what is left, nothing is begun any more
+                pool.shutdown(wait=False, cancel_futures=True)
     except BrokenProcessPool:
-        raise UserError('a decoding process died (out of memory?): run the same command again, it goes on where it was; '
-                        'lower --workers if it dies again') from None
+        raise UserError('a decoding process died (out of memory?): run the same command again, and lower --workers if it dies '
+                        'again') from None
 
 
 @functools.cache

@@ -87,7 +87,7 @@ BUDGETS = {
     ('cifar', 'full'): {'seen-half': '--steps 40000', 'seen-double': '--steps 160000'},
     ('cifar', 'cpu'): {  # a student sees 150,000 images, but DAFL's
         'teacher': '--width 16 --epochs 20 --schedule onecycle', 'student': '--width 16 --epochs 3',
-        'kd': '--epochs 3 --batch_size 128', 'dafl': '--epochs 5 --batch_size 256',
+        'kd': '--epochs 3 --batch_size 128', 'dafl': '--epochs 3 --batch_size 256',
         'wild': '--num_select 10000 --epochs 15 --batch_size 128',
         'all': '--epochs 6 --batch_size 128',  # 150,000 of a pool of 25,000: another pool, another number here
         'n2500': '--epochs 60 --batch_size 128', 'n5000': '--epochs 30 --batch_size 128',

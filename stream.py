@@ -9,7 +9,7 @@ import torch
 import distributed
 from decode import Part, save_part
 from selection import BATCH, check_finite, noise_of, rank_in_class, select, write_selection
-from utils import UserError, progress, say
+from utils import LocalError, UserError, progress, rng, say
 from wild import Pool
 
 
@@ -31,7 +31,7 @@ class Candidates:
         """A scored part. Parts must come in the order of their numbers, so that of equal images the earlier stays."""
         self.counts += np.bincount(labels, minlength=self.num_classes)
         self.noise_sum += float(noise.sum(dtype=np.float64))
-        keys = np.random.default_rng([self.seed, number]).random(len(noise)) if self.how == 'random' else noise.astype(np.float64)
+        keys = self.draw(number, len(noise)) if self.how == 'random' else noise.astype(np.float64)
         keep = np.flatnonzero((keys < self.bar) | (keys < self.class_bars[labels]))
         if len(keep):
             positions = np.stack([np.full(len(keep), number), keep], axis=1)
@@ -39,6 +39,9 @@ class Candidates:
             self.new_count += len(keep)
         if self.new_count > self.room:
             self.clear()
+
+    def draw(self, number, count):
+        return torch.rand(count, generator=rng(self.seed, 'random selection', number), dtype=torch.float64).numpy()
 
     def clear(self):
         """Drops what can't be chosen any more, and sets the bars for what comes."""
@@ -70,6 +73,15 @@ def select_from_stream(parts, folder, teacher, normalise, device, amp, num_selec
     """
     kept = Candidates(num_select, how, num_classes, seed)
 
+    try:
+        score_parts(parts, kept, teacher, normalise, device, amp)
+    except UserError as e:
+        raise LocalError(str(e)) from None
+    kept.clear()
+    return merge(kept, folder)
+
+
+def score_parts(parts, kept, teacher, normalise, device, amp):
     count, start, told = 0, time.perf_counter(), time.perf_counter()
     with progress(desc='stream') as bar:
         for number, images, names in parts:
@@ -78,23 +90,23 @@ def select_from_stream(parts, folder, teacher, normalise, device, amp, num_selec
             noise, labels = (torch.cat(x).cpu().numpy() for x in zip(*batches))
             check_finite(noise)
             kept.add(number, images, names, noise, labels)
-            count += len(images)
+            count += len(images) * distributed.world()
             bar.update(len(images) * distributed.world())
             if bar.disable and time.perf_counter() - told > 30:  # a line in a log
                 told = time.perf_counter()
                 say(f'stream: {count} images, {count / (told - start):.0f} img/s')
-    kept.clear()
-    return merge(kept, folder)
 
 
 def merge(kept, folder):
     """Chooses from the candidates of all processes, which they leave to the first one as files."""
     shares, chosen = folder / 'candidates', folder / 'selected'
     distributed.on_first(shares.mkdir, 0o777, True, True)
-    distributed.on_first(chosen.mkdir, 0o777, True, True)
     leave(kept, shares, distributed.rank())
     distributed.wait()
-    noise, labels, counts, mean = distributed.on_first(choose, kept, shares, chosen)
+    try:
+        noise, labels, counts, mean = distributed.on_first(choose, kept, shares, chosen)
+    finally:
+        shutil.rmtree(shares, ignore_errors=True)
     return open_selected(chosen, len(noise)), noise, labels, counts, mean
 
 
@@ -122,8 +134,8 @@ def choose(kept, shares, folder):
     else:
         chosen = select(noise[order], labels[order], kept.num_select, kept.how, kept.num_classes, kept.seed)
     rows, names = order[chosen], list(pool.names())
+    folder.mkdir(exist_ok=True)
     save_part(folder, 0, pool.take(rows).numpy(), [names[row] for row in rows])
-    shutil.rmtree(shares)
     return noise[rows], labels[rows], counts, noise_sum / counts.sum()
 
 
@@ -141,6 +153,9 @@ def stream_and_select(folder, parts, names, *scoring):
     kept = folder / 'selection.npz'
     if distributed.on_first(kept.is_file):
         with np.load(kept) as f:
+            if 'counts' not in f or not (folder / 'selected' / '000000.npy').is_file():
+                raise UserError(f'{folder} holds a selection without its images, so --stream can not go on from it: select anew with '
+                                '--run NAME')
             return open_selected(folder / 'selected', len(f['noise'])), f['noise'], f['labels'], f['counts'], float(f['mean'])
     pool, noise, labels, counts, mean = select_from_stream(parts, folder, *scoring)
     if distributed.rank() == 0:

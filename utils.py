@@ -19,6 +19,10 @@ class UserError(Exception):
     """Something the user can mend. The message is one line: what was given, what was expected, what to do."""
 
 
+class LocalError(UserError):
+    """One that only this process of several has, so that it must tell of it itself."""
+
+
 def first_line(error):
     """What went wrong, short enough for one line."""
     return f'{type(error).__name__}: {(str(error).strip() or "no message").splitlines()[0][:120]}'
@@ -33,14 +37,14 @@ def run_script(main):
     try:
         main()
     except UserError as e:
-        sys.exit(fail(script, str(e)))
+        sys.exit(fail(script, str(e), isinstance(e, LocalError)))
     except KeyboardInterrupt:
         print(f'\n{script}: interrupted; the same command with --resume goes on after the last finished epoch', file=sys.stderr)
         sys.exit(130)
 
 
-def fail(script, message):
-    if distributed.rank() == 0:
+def fail(script, message, local=False):
+    if local or distributed.rank() == 0:
         print(f'{script}: error: {" ".join(message.split())}', file=sys.stderr, flush=True)
     return 2
 

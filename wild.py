@@ -26,7 +26,7 @@ from decode import (
     image_suffixes,
     run_jobs,
 )
-from utils import UserError, first_line, free_memory, say
+from utils import UserError, first_line, free_memory, say, warn
 
 # pools that are drawn here, without a file: (size, channels) -> (N, size, size) or (N, size, size, 3) uint8
 MADE = {'demo': lambda size, channels: demo_pool.draw(size)[:, 0], 'noise': demo_pool.draw_noise}
@@ -115,11 +115,16 @@ def stream(sources, channels, data_dir, cache_dir, workers):
     """Yields the same images in the same order without keeping them: (number of the part, images (n, channels, 32, 32) uint8,
     their names), a part at a time, of several processes each its own parts."""
 
+    for source in sources:  # a mistake in the last one must not come to light after days
+        if not is_set(source):
+            next(iter(find_shards(source) if source.endswith('.tar') else find_files(source)))
+
     def jobs():
         for source in sources:
             if is_set(source):
                 with distributed.in_turn():
-                    yield from open_set(source, channels, data_dir, cache_dir)
+                    parts = open_set(source, channels, data_dir, cache_dir)
+                yield from parts
             else:
                 yield from find_shards(source) if source.endswith('.tar') else file_jobs(find_files(source))
 
@@ -209,7 +214,7 @@ def find_images(folder):
         raise UserError(f'--wild {folder} is neither a folder, a .txt list of paths, a .tar shard, nor one of demo, {", ".join(SETS)}: '
                         'name a folder of images')
     count, shards, seen = 0, [], set()
-    for root, folders, files in os.walk(folder, followlinks=True):
+    for root, folders, files in os.walk(folder, followlinks=True, onerror=lambda e: warn(f'{first_line(e)}: its images are left out')):
         real = os.path.realpath(root)
         if real in seen:
             folders.clear()

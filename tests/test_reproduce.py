@@ -62,7 +62,7 @@ def in_full(script, dataset, scale, flags, run, teacher=None):
     ('table1', 'cifar10', 'cpu', 'teacher-s0', 'teacher-train.py', '--width 16 --epochs 20 --schedule onecycle', None),
     ('table1', 'cifar10', 'cpu', 'student-s0', 'teacher-train.py', '--arch resnet18 --width 16 --epochs 3', None),
     ('table1', 'cifar10', 'cpu', 'kd-s0', 'DFND-train.py', '--transfer_set original --epochs 3 --batch_size 128', 'teacher-s0'),
-    ('table1', 'cifar10', 'cpu', 'dafl-s0', 'DAFL-train.py', '--epochs 5 --batch_size 256', 'teacher-s0'),
+    ('table1', 'cifar10', 'cpu', 'dafl-s0', 'DAFL-train.py', '--epochs 3 --batch_size 256', 'teacher-s0'),
     ('table1', 'cifar10', 'cpu', 'random-s1', 'DFND-train.py', '--select random --num_select 10000 --epochs 15 --batch_size 128',
      'teacher-s0'),
     ('table1', 'MNIST', 'cpu', 'teacher-s4', 'teacher-train.py', '', None),

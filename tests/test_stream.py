@@ -131,6 +131,13 @@ def test_the_same_student_with_and_without_the_flag(digits, sources, workers, mo
     assert not list((digits / 'other').glob('wild*'))  # nothing was kept
 
 
+def test_a_selection_without_its_images_is_told(digits):
+    args = [*ARGS, '--wild', 'wild', '--stream', '--run', 'lost', '--seed', -1, '--select', 'random']
+    run('DFND-train.py', *args, '--score_only', cwd=digits)
+    shutil.rmtree(digits / 'runs/lost/selected')
+    assert '--run NAME' in error(run('DFND-train.py', *args, '--resume', cwd=digits, code=2))
+
+
 def test_it_goes_on_without_the_pool(digits):
     shutil.copytree(digits / 'wild', digits / 'going')
     args = [*ARGS, '--wild', 'going', '--stream', '--run', 'going']
@@ -140,13 +147,16 @@ def test_it_goes_on_without_the_pool(digits):
     r = result(run('DFND-train.py', *args, '--resume', cwd=digits))
     assert r['top1'] is not None and r['num_select'] == 60 and r['wild_images'] == 150
     assert sorted(os.listdir(digits / 'runs/going/selected')) == ['000000.npy', '000000.txt']
+    assert not (digits / 'runs/going/candidates').exists()
 
 
 @pytest.mark.parametrize('args, named', [([], '--num_select'), (['--num_select', 5, '--select', 'all'], 'contradict'),
                                          (['--select', 'all'], '--num_select'),
                                          (['--num_select', 500, '--wild', 'wild'], 'the stream held 150 images'),
-                                         (['--num_select', 5, '--wild', 'nowhere'], 'nowhere')])
-def test_mistakes(args, named, digits):
+                                         (['--num_select', 5, '--wild', 'wild', 'nowhere'], 'nowhere')])
+def test_mistakes(args, named, digits, monkeypatch):
+    if 'nowhere' in args:  # told before anything is decoded
+        monkeypatch.setattr('wild.decode_job', None)
     assert named in error(run('DFND-train.py', '--dataset', 'mnist5k', '--stream', '--run', 'mistake', *args, cwd=digits, code=2))
 
 
@@ -173,3 +183,11 @@ def test_a_pool_of_nothing_but_broken_files(tmp_path, digits):
     (tmp_path / '000.png').write_bytes(b'')
     done = run('DFND-train.py', *ARGS, '--stream', '--wild', tmp_path, '--run', 'broken', cwd=digits, code=2)
     assert 'held 0 images' in error(done)
+
+
+def test_a_pipe_in_the_folder_is_skipped(tmp_path, pool_of):
+    paths = write_images(tmp_path / 'photos', 2)
+    os.mkfifo(tmp_path / 'photos' / 'pipe')
+    assert list(pool_of(tmp_path / 'photos').names()) == paths
+    (tmp_path / 'list.txt').write_bytes(b'photos/000.png\nphotos/0\0.png\n')
+    assert list(pool_of(tmp_path / 'list.txt').names()) == paths[:1]
