@@ -17,6 +17,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -249,16 +250,31 @@ def bench_dafl(args, work, machine):
 
 def bench_selection(count, classes):
     """Seconds and peak memory in GiB of balanced selection of a tenth of `count` scores over `classes` classes."""
-    import resource
-
     random = np.random.default_rng(0)
     noise, labels = random.standard_exponential(count, np.float32), random.integers(0, classes, count)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start = time.perf_counter()
     chosen = select(noise, labels, count // 10, 'balanced', classes, 0)
     seconds = time.perf_counter() - start
-    gib = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20
+    peak, done = resident(), threading.Event()
+    before = peak
+
+    def watch():  # numpy's memory and torch's alike
+        nonlocal peak
+        while not done.wait(0.002):
+            peak = max(peak, resident())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    select(noise, labels, count // 10, 'balanced', classes, 0)
+    done.set()
+    watcher.join()
+    gib = (peak - before) / 2**30
     return seconds, gib, len(np.unique(chosen))
+
+
+def resident():
+    """Bytes of this process that are in memory."""
+    return int(Path('/proc/self/statm').read_text().split()[1]) * os.sysconf('SC_PAGE_SIZE')
 
 
 # ---------------------------------------------------------------- all rows

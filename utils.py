@@ -79,7 +79,7 @@ def keep_freed_memory():
     except (AttributeError, OSError, TypeError):  # not glibc
         return
     mallopt(-4, 0)  # M_MMAP_MAX
-    mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+    mallopt(-1, -1)  # M_TRIM_THRESHOLD: never
 
 
 def free_memory(device):

@@ -9,7 +9,7 @@ from torchvision.models import resnet as theirs
 
 import networks
 from data import DATASETS
-from generator import Generator
+from generator import Generator, upsampled_conv
 from lenet import LeNet5, LeNet5Half
 from networks import (
     ARCHS,
@@ -159,6 +159,19 @@ def test_generator_gives_images_of_zero_mean_and_unit_variance(size, channels):
     assert x.shape == (64, channels, size, size)
     torch.testing.assert_close(x.mean(dim=(0, 2, 3)), torch.zeros(channels), atol=1e-4, rtol=0)
     torch.testing.assert_close(x.var(dim=(0, 2, 3), unbiased=False), torch.ones(channels), atol=5e-3, rtol=0)
+
+
+@pytest.mark.parametrize('shape', [(3, 5, 4, 6), (1, 2, 1, 1), (2, 3, 7, 3)])
+def test_an_upsampled_convolution_equals_interpolation_then_convolution(shape):
+    torch.manual_seed(0)
+    conv = torch.nn.Conv2d(shape[1], 7, 3, padding=1).double()
+    x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    inputs = (x, conv.weight, conv.bias)
+    plain, ours = conv(torch.nn.functional.interpolate(x, scale_factor=2)), upsampled_conv(x, conv)
+    torch.testing.assert_close(ours, plain)
+    direction = torch.randn_like(plain)
+    for a, b in zip(torch.autograd.grad(ours, inputs, direction), torch.autograd.grad(plain, inputs, direction)):
+        torch.testing.assert_close(a, b)
 
 
 def test_generator_equals_the_published_layers_with_eps_of_0_8():
