@@ -37,15 +37,15 @@ def upsampled_conv(x, conv):
     """conv(F.interpolate(x, scale_factor=2)), nearest, for a 3 x 3 convolution with padding 1, at half its multiply-adds.
 
     Of the 3 x 3 pixels under a kernel, pairs are copies of one: so each of the four pixels that x's pixel becomes is a 2 x 2
-    convolution of x, whose weights are sums of the kernel's. x: (B, I, H, W) -> (B, O, 2 H, 2 W).
+    convolution of x, whose weights are sums of the kernel's. x: (B, I, H, W) -> (B, C, 2 H, 2 W).
     """
-    (O, I), (B, _, H, W) = conv.weight.shape[:2], x.shape
-    top, middle, bottom = conv.weight.unbind(2)  # (O, I, 3) each
-    rows = torch.stack([torch.stack([top, middle + bottom], 2), torch.stack([top + middle, bottom], 2)])  # (2, O, I, 2, 3)
+    (C, _, _, _), (B, _, H, W) = conv.weight.shape, x.shape
+    top, middle, bottom = conv.weight.unbind(2)  # (C, I, 3) each
+    rows = torch.stack([torch.stack([top, middle + bottom], 2), torch.stack([top + middle, bottom], 2)])  # (2, C, I, 2, 3)
     left, centre, right = rows.unbind(4)
-    kernels = torch.stack([torch.stack([left, centre + right], 4), torch.stack([left + centre, right], 4)], 1)  # (2, 2, O, I, 2, 2)
-    kernels = kernels.reshape(4 * O, I, 2, 2).contiguous(memory_format=torch.channels_last)
-    y = F.conv2d(x, kernels, conv.bias.repeat(4), padding=1)  # (B, 4 O, H + 1, W + 1): the even pixels begin at 0, the odd at 1
-    y = y.permute(0, 2, 3, 1).unflatten(3, (2, 2, O))
-    y = torch.stack([torch.stack([y[:, a : a + H, b : b + W, a, b] for b in (0, 1)], 3) for a in (0, 1)], 2)  # (B, H, 2, W, 2, O)
-    return y.reshape(B, 2 * H, 2 * W, O).permute(0, 3, 1, 2)
+    kernels = torch.stack([torch.stack([left, centre + right], 4), torch.stack([left + centre, right], 4)], 1)  # (2, 2, C, I, 2, 2)
+    kernels = kernels.reshape(4 * C, -1, 2, 2).contiguous(memory_format=torch.channels_last)
+    y = F.conv2d(x, kernels, conv.bias.repeat(4), padding=1)  # (B, 4 C, H + 1, W + 1): the even pixels begin at 0, the odd at 1
+    y = y.permute(0, 2, 3, 1).unflatten(3, (2, 2, C))
+    y = torch.stack([torch.stack([y[:, a : a + H, b : b + W, a, b] for b in (0, 1)], 3) for a in (0, 1)], 2)  # (B, H, 2, W, 2, C)
+    return y.reshape(B, 2 * H, 2 * W, C).permute(0, 3, 1, 2)

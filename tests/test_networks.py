@@ -184,7 +184,7 @@ def test_generator_equals_the_published_layers_with_eps_of_0_8():
     for theirs_, ours in zip((0, 2, 3, 6, 7, 9, 11), (g.bn0, g.conv1, g.bn1, g.conv2, g.bn2, g.conv3, g.bn3)):
         published[theirs_].load_state_dict(ours.state_dict())
     assert (g.bn0.eps, g.bn1.eps, g.bn2.eps, g.bn3.eps) == (1e-5, 0.8, 0.8, 1e-5) and not g.bn3.affine
-    torch.testing.assert_close(g(z), published(g.linear(z).view(5, 128, 8, 8)), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(g(z), published(g.linear(z).view(5, 128, 8, 8)), rtol=1e-3, atol=1e-4)
 
 
 # ---------------------------------------------------------------- files
