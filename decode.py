@@ -20,11 +20,11 @@ from PIL import Image
 
 from utils import UserError, first_line, progress, say
 
-DECODER = 'pil-2'  # part of a cache's key: raise it when the pixels that come out, or CHUNK, change
+DECODER = 'pil-3'  # part of a cache's key: raise it when the pixels that come out, or CHUNK, change
 CHUNK = 1024  # files of a part; a shard is a part of its own
 PASSING = (errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT)  # the machine's faults, not the file's
 NEEDS_WEBDATASET = 'it needs the package webdataset: pip install webdataset'
-REDUCE = 4  # a JPEG is decoded at the smallest DCT scale that keeps this many times the target, then resized
+REDUCE = 3  # a JPEG is decoded at the smallest DCT scale that keeps this many times the target, then resized
 
 
 def to_array(image, size, channels):
