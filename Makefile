@@ -24,7 +24,7 @@ demo: $(VENV)/demo
 test: $(VENV)/test
 	$(PY) -m ruff check .
 	$(PY) report.py --check
-	$(PY) -m pytest
+	$(PY) -m pytest -n 2 --dist loadfile
 
 # flags: make bench BENCH_FLAGS='--photos DIR --check'
 bench: $(VENV)/demo

@@ -5,12 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).resolve().parent.parent
 
 
-@pytest.mark.slow
 def test_every_row_is_measured(tmp_path):
     done = subprocess.run([sys.executable, ROOT / 'bench.py', '--quick'], cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -19,7 +16,6 @@ def test_every_row_is_measured(tmp_path):
     assert all(row['ratio'] > 0 for name, row in rows.items() if name != 'selection')
 
 
-@pytest.mark.slow
 def test_both_pools_are_measured(tmp_path):
     done = subprocess.run([sys.executable, ROOT / 'bench_scale.py', '--quick'], cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
