@@ -29,6 +29,7 @@ from PIL import Image
 import arguments
 import bench_plain
 import utils
+from bench_limit import convolution_rate
 from data import CIFAR, MNIST, EpochPlan, Normalise, batches
 from decode import to_array
 from networks import build, load_network, load_teacher, save_network
@@ -125,7 +126,7 @@ class Work:
             (self.photos / f'{i // 100:03d}').mkdir(parents=True, exist_ok=True)
             (self.photos / f'{i // 100:03d}' / f'{i:06d}{path.suffix}').symlink_to(path)
         self.cache, self.teacher_file, self.real_teacher = folder / 'cache', folder / 'teacher.pt', args.teacher
-        self.count = len(self.pool())
+        self.count, self.limits = len(self.pool()), {}
         torch.manual_seed(0)
         self.teacher = build('resnet34', self.width, 10, 3).eval()
         save_network(self.teacher_file, self.teacher, CIFAR.facts('cifar10', 'resnet34', self.width) | {'accuracy': 0.95})
@@ -199,6 +200,7 @@ def bench_score(args, work, machine):
 
     require('score', 'mean absolute difference of the noise in nats', float(np.abs(plain() - ours()[0]).mean()), 0.05)
     rates = in_turn(lambda: per_second(plain, work.count), lambda: work.count / ours()[1], args.repeats, machine)
+    work.limits['score'] = work.ours.submit(convolution_rate, work.teacher, None).result()
     return *rates, TEACHER_FLOPS * (work.width / 64) ** 2
 
 
@@ -229,7 +231,9 @@ def bench_distil(args, work, machine):
                           '--teacher_acc', 0.95, '--wild', work.photos, '--cache_dir', work.cache, '--select', 'all',
                           '--epochs', 2, '--batch_size', batch, cwd=work.folder, epoch=2)
 
-    return *in_turn(plain, ours, args.repeats, machine), (TEACHER_FLOPS + 3 * STUDENT_FLOPS) * (work.width / 64) ** 2
+    rates = in_turn(plain, ours, args.repeats, machine)
+    work.limits['distil'] = work.ours.submit(convolution_rate, work.teacher, build('resnet18', work.width, 10, 3)).result()
+    return *rates, (TEACHER_FLOPS + 3 * STUDENT_FLOPS) * (work.width / 64) ** 2
 
 
 def bench_teacher(args, work, machine):
@@ -292,6 +296,8 @@ def measure(args, work, machine):
         rows[name] = {'plain': plain, 'ours': ours, 'ratio': ratio, 'need': NEED[name]}
         if cost:
             rows[name] |= {'machine': own, 'share': statistics.median(o * cost / m for o, m in zip(ours, own))}
+        if name in work.limits:
+            rows[name]['limit'] = work.limits[name] / statistics.median(plain)
         if ratio < NEED[name]:
             short.append(f'{name}: {ratio:.2f} x, needed {NEED[name]} x')
         if rows[name].get('share', 9) < NEED_SHARE.get(name, 0):

@@ -21,16 +21,18 @@ def speed_table(content):
     for name, r in content['rows'].items():
         if 'seconds' in r:
             what = f'{name} of {r["scores"]:,} scores, {r["classes"]:,} classes'
-            cells.append([what, '-', f'{r["seconds"]:.2f} s, {r["GiB"]:.2f} GiB', '-', '3 s, 1 GiB', '-'])
+            cells.append([what, '-', f'{r["seconds"]:.2f} s, {r["GiB"]:.2f} GiB', '-', '3 s, 1 GiB', '-', '-'])
             continue
         own = 'memory copy' if name == 'load' else 'bf16 matrix product'
         share = f'{100 * r["share"]:.0f} % of {own}' if 'share' in r else '-'
-        cells.append([name, rate(r['plain']), rate(r['ours']), f'{r["ratio"]:.2f} x', f'{r["need"]:g} x', share])
+        cells.append([name, rate(r['plain']), rate(r['ours']), f'{r["ratio"]:.2f} x', f'{r["need"]:g} x', share,
+                      f'{r["limit"]:.2f} x' if 'limit' in r else '-'])
     machine = content['machine']
     facts = (f'Machine: {machine["threads"]} threads, {machine["bf16_matmul_flops"] / 1e9:.0f} GFLOP/s in a bf16 matrix product, '
              f'{machine["copy_bytes"] / 1e9:.1f} GB/s in a copy. Photos: {content["photos"] or "drawn"}.\n')
     facts += ''.join(f'{line}.\n' for line in content['checks'])
-    return table(['row', 'plain, img/s', 'ours, img/s', 'ratio', 'asked', 'share of the machine'], cells) + '\n' + facts
+    head = ['row', 'plain, img/s', 'ours, img/s', 'ratio', 'asked', 'share of the machine', 'the convolutions alone']
+    return table(head, cells) + '\n' + facts
 
 
 def scale_table(content):
