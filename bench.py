@@ -32,6 +32,7 @@ import utils
 from bench_limit import convolution_rate
 from data import CIFAR, MNIST, EpochPlan, Normalise, batches
 from decode import to_array
+from generator import Generator
 from networks import build, load_network, load_teacher, save_network
 from report_bench import speed_table
 from selection import score, select
@@ -245,6 +246,10 @@ def bench_teacher(args, work, machine):
 def bench_dafl(args, work, machine):
     batch = 32 if args.quick else 512
     teacher = build('lenet5', 6, 10, 1).eval()
+    ours, plain = Generator(32, 100, 1), bench_plain.PlainGenerator(32, 100, 1)
+    plain.load_state_dict(ours.state_dict())
+    z = torch.randn(16, 100)
+    require('dafl', "largest difference of a generated image's pixel", float((ours(z) - plain(z)).abs().max()), 1e-4)
     step = bench_plain.dafl_step(teacher, batch)
     save_network(work.folder / 'lenet.pt', teacher, MNIST.facts('mnist5k', 'lenet5', 6) | {'accuracy': 0.98})
     command = ['DAFL-train.py', '--dataset', 'mnist5k', '--teacher_dir', work.folder / 'lenet.pt', '--epochs', 2, '--epoch_steps', 3,
