@@ -55,6 +55,6 @@ def plan_table(speed):
     for count in (1_300_000, 100_000_000, 1_000_000_000):
         share = count / selection['scores']
         cells.append([f'{count:,}', f'{count * photo / 1e12:,.2f} TB', f'{count * IMAGE_BYTES / 1e9:,.0f} GB',
-                      f'{count / decode / 3600:,.0f} core hours', f'{count * SCORE_FLOPS / (ASSUMED_TFLOPS * 1e12) / 3600:,.1f} h',
+                      f'{count / decode / 3600:,.1f} core hours', f'{count * SCORE_FLOPS / (ASSUMED_TFLOPS * 1e12) / 3600:,.2f} h',
                       f'{share * selection["seconds"]:,.0f} s, {share * selection["GiB"]:,.1f} GiB'])
     return table(head, cells)
