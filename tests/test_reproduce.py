@@ -221,8 +221,9 @@ def test_a_failing_script_is_named(tmp_path):
 
 
 def start(folder, *words):
+    # a shell that runs the tests in the background has interrupts ignored, and children inherit that
     return subprocess.Popen([sys.executable, SCRIPT, *words], cwd=folder, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                            text=True, start_new_session=True)
+                            text=True, start_new_session=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
 
 
 def wait_for(path, lines, process):
