@@ -10,12 +10,8 @@ have the C library keep freed memory (utils.keep_freed_memory), which would spee
 """
 
 import functools
-import json
 import multiprocessing
-import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -29,74 +25,32 @@ from PIL import Image
 import arguments
 import bench_plain
 import utils
-from bench_limit import convolution_rate
+from bench_measure import (
+    CHECKS,
+    CPU,
+    WORKERS,
+    add_arguments,
+    convolution_rate,
+    copy_rate,
+    epoch_rate,
+    finish,
+    in_turn,
+    matmul_rate,
+    per_second,
+    require,
+    resident,
+)
 from data import CIFAR, MNIST, EpochPlan, Normalise, batches
 from decode import to_array
 from generator import Generator
 from networks import build, load_network, load_teacher, save_network
-from report_bench import speed_table
+from report_bench import STUDENT_FLOPS, TEACHER_FLOPS, speed_table
 from selection import score, select
 from wild import open_pool
 
-ROOT = Path(__file__).resolve().parent
-CPU = torch.device('cpu')
-WORKERS = os.cpu_count() or 1
 PHOTOS = ('.jpg', '.jpeg', '.png')
 NEED = {'decode': 1.5, 'load': 20, 'score': 3.5, 'distil': 3.8, 'teacher': 3, 'dafl': 4.5}  # ours over plain, at least
 NEED_SHARE = {'score': 1.0, 'distil': 1.0}  # of the machine's bf16 matrix product, at least
-TEACHER_FLOPS, STUDENT_FLOPS = 2 * 1_159_400_448, 2 * 555_422_720  # of one image at width 64
-
-CHECKS = []  # what was found equal, in words
-
-# ---------------------------------------------------------------- measuring
-
-
-def per_second(function, count):
-    start = time.perf_counter()
-    function()
-    return count / (time.perf_counter() - start)
-
-
-def in_turn(plain, ours, repeats, machine=lambda: None):
-    """Runs them in turn, the first two once to warm up. Each returns a rate. Returns a list of rates for each."""
-    plain(), ours()
-    return [list(rates) for rates in zip(*[(plain(), ours(), machine()) for _ in range(repeats)])]
-
-
-def require(name, what, value, limit, at_least=False):
-    """Stops the benchmark where plain and ours don't compute the same: the speed of something else is no figure."""
-    words = f'{name}: {what} {value:.4g} ({"at least" if at_least else "at most"} {limit:g})'
-    print(words, flush=True)
-    CHECKS.append(words)
-    if not (value >= limit if at_least else value <= limit):
-        raise utils.UserError(f'{words}: that is not the same result, so nothing was timed')
-
-
-def matmul_rate(size):
-    """Operations a second of the machine's own bfloat16 matrix product (float32 where bfloat16 is not native)."""
-    dtype = torch.bfloat16 if utils.has_bf16(CPU) else torch.float32
-    a, b = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
-    torch.mm(a, b)
-    return statistics.median(per_second(lambda: torch.mm(a, b), 2 * size**3) for _ in range(5))
-
-
-def copy_rate(mebibytes):
-    """Bytes a second of a copy in memory, read and written."""
-    a = torch.zeros(mebibytes * 2**20, dtype=torch.uint8)
-    b = a.clone()
-    return statistics.median(per_second(lambda: b.copy_(a), 2 * len(a)) for _ in range(5))
-
-
-def epoch_rate(script, *args, cwd, epoch):
-    """Images a second in one epoch of a script, as its own metrics.jsonl has it: without the start-up."""
-    name = f'{script}-{time.time_ns()}'
-    command = [sys.executable, ROOT / script, *map(str, args), '--output_dir', cwd / 'runs', '--run', name]
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True)
-    if done.returncode:
-        raise utils.UserError(f'{script} failed: {done.stderr.strip()}')
-    rows = [json.loads(line) for line in (cwd / 'runs' / name / 'metrics.jsonl').read_text().splitlines()]
-    return rows[epoch - 1]['images_per_s']
-
 
 # ---------------------------------------------------------------- what the rows share
 
@@ -281,11 +235,6 @@ def bench_selection(count, classes):
     return seconds, gib, len(np.unique(chosen))
 
 
-def resident():
-    """Bytes of this process that are in memory."""
-    return int(Path('/proc/self/statm').read_text().split()[1]) * os.sysconf('SC_PAGE_SIZE')
-
-
 # ---------------------------------------------------------------- all rows
 
 ROWS = {'decode': bench_decode, 'load': bench_load, 'score': bench_score, 'distil': bench_distil, 'teacher': bench_teacher,
@@ -321,14 +270,12 @@ def measure(args, work, machine):
 
 def main():
     parser = arguments.Parser(__doc__.split('\n')[0])
-    parser.add_argument('--quick', action='store_true', help='width 8 and few images, once: does it run')
-    parser.add_argument('--check', action='store_true', help='exit 1 when a figure falls short of what is needed')
+    add_arguments(parser, quick='width 8 and few images, once: does it run', out='bench.json')
     parser.add_argument('--photos', metavar='DIR', help='a folder of real photos, in place of drawn ones')
     parser.add_argument('--teacher', metavar='FILE', help="a trained teacher's file: checks that the decoding keeps its selection")
     parser.add_argument('--images', type=arguments.at_least(int, 100), default=512, help='photos to draw, or to take of --photos')
     parser.add_argument('--repeats', type=arguments.at_least(int, 1), default=3)
     parser.add_argument('--rows', nargs='+', choices=[*NEED, 'selection'], default=[*NEED, 'selection'], help='leave rows out')
-    parser.add_argument('--out', default='bench.json', metavar='FILE')
     args = parser.parse_args()
     args.width = 8 if args.quick else 64
     if args.quick:
@@ -346,11 +293,7 @@ def main():
     sizes = [p.stat().st_size for p in Path(args.photos).rglob('*') if p.suffix.lower() in PHOTOS] if args.photos else []
     content = {'machine': machine, 'photos': args.photos and Path(args.photos).name, 'photo_bytes': sizes and round(statistics.mean(sizes)),
                'checks': CHECKS, 'rows': rows}
-    print(speed_table(content))
-    Path(args.out).write_text(json.dumps(content) + '\n')
-    if args.check and short:
-        print('falls short: ' + '; '.join(short))
-        sys.exit(1)
+    finish(args, content, speed_table, short)
 
 
 if __name__ == '__main__':

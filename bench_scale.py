@@ -6,7 +6,6 @@ The large pool repeats the small one's images under other names. Each command is
 seconds are those of the whole process, less those of the same command on 100 images.
 """
 
-import json
 import os
 import subprocess
 import sys
@@ -20,7 +19,7 @@ from PIL import Image
 
 import arguments
 import utils
-from bench import ROOT, WORKERS
+from bench_measure import ROOT, WORKERS, add_arguments, finish
 from data import CIFAR
 from networks import build, save_network
 from report_bench import scale_table
@@ -72,9 +71,7 @@ def measure(work, small, large):
 
 def main():
     parser = arguments.Parser(__doc__.split('\n')[0])
-    parser.add_argument('--quick', action='store_true', help='a hundredth of it: does it run')
-    parser.add_argument('--check', action='store_true', help='exit 1 when something grows faster than it may')
-    parser.add_argument('--out', default='bench-scale.json', metavar='FILE')
+    add_arguments(parser, quick='a hundredth of it: does it run', out='bench-scale.json')
     args = parser.parse_args()
     small, large = (300, 3000) if args.quick else (30_000, 300_000)
     with tempfile.TemporaryDirectory() as folder:
@@ -93,12 +90,7 @@ def main():
             short.append(f'{step}: an image of the large pool takes {rows[step]["time_ratio"]:.2f} x as long, needed 0.9 to 1.1')
     if rows['stream']['memory_ratio'] > NEED_MEMORY:
         short.append(f'stream: peak memory {rows["stream"]["memory_ratio"]:.3f} x, needed at most {NEED_MEMORY} x')
-    content = json.loads(json.dumps({'workers': WORKERS, 'images': [small, large], 'rows': rows}))
-    print(scale_table(content))
-    Path(args.out).write_text(json.dumps(content) + '\n')
-    if args.check and short:
-        print('falls short: ' + '; '.join(short))
-        sys.exit(1)
+    finish(args, {'workers': WORKERS, 'images': [small, large], 'rows': rows}, scale_table, short)
 
 
 if __name__ == '__main__':
