@@ -25,7 +25,7 @@ from networks import ARCHS, build, count_parameters, load_teacher, resolve_width
 from runs import Run, print_result
 from selection import SELECT, class_weights, describe, score_and_select
 from stream import stream_and_select
-from wild import open_pool, pool_name, stream
+from wild import open_pool, open_stream, pool_name
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 PUBLISHED_ACC = {'cifar10': 0.9523, 'cifar100': 0.7774}  # the adaptation matrix's diagonal in both published files
@@ -174,7 +174,7 @@ def main():
             wild_normalise = Normalise(*for_channels(IMAGENET, channels), device)
         scoring = (teacher, wild_normalise, device, facts['amp'], count, r.select, classes, args.seed)
         if args.stream:
-            pool, noise, pseudo, counts, mean = stream_and_select(run.folder, stream(*sources), names, *scoring)
+            pool, noise, pseudo, counts, mean = stream_and_select(run.folder, open_stream(*sources), names, *scoring)
             chosen = np.arange(count)
         else:
             noise, pseudo, chosen = score_and_select(run.folder, pool, names, *scoring)

@@ -85,7 +85,7 @@ def select(noise, labels, num_select, how, num_classes, seed):
 
 
 def cleanest_first(noise):
-    """A stable argsort. As integers, the bits of float32 above zero are in the same order, and torch sorts integers by radix:
+    """A stable argsort of (N,). As integers, the bits of float32 above zero are in the same order, and torch sorts integers by radix:
     nine times as fast for ten million."""
     if noise.dtype == np.float32 and not np.signbit(noise).any():
         noise = noise.view(np.int32)
@@ -137,7 +137,7 @@ def write_csv(path, pool, noise, labels, chosen):
 
 def write_thumbnails(path, pool, noise, labels, names, per_class=4, classes=10):
     """The cleanest and the noisiest images of the most predicted classes, as an npz, so that the report needs no data."""
-    order = np.argsort(noise, kind='stable')
+    order = cleanest_first(noise)
     common = np.sort(np.argsort(-np.bincount(labels, minlength=len(names)), kind='stable')[:classes])
     content = {'class_names': np.array(names)}
     for kind, ranked in (('clean', order), ('noisy', order[::-1])):

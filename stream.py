@@ -8,7 +8,7 @@ import torch
 
 import distributed
 from decode import Part, save_part
-from selection import BATCH, check_finite, noise_of, rank_in_class, select, write_selection
+from selection import BATCH, check_finite, cleanest_first, noise_of, rank_in_class, select, write_selection
 from utils import LocalError, UserError, progress, rng, say
 from wild import Pool
 
@@ -31,7 +31,7 @@ class Candidates:
         """A scored part. Parts must come in the order of their numbers, so that of equal images the earlier stays."""
         self.counts += np.bincount(labels, minlength=self.num_classes)
         self.noise_sum += float(noise.sum(dtype=np.float64))
-        keys = self.draw(number, len(noise)) if self.how == 'random' else noise.astype(np.float64)
+        keys = self.draw(number, len(noise)) if self.how == 'random' else noise
         keep = np.flatnonzero((keys < self.bar) | (keys < self.class_bars[labels]))
         if len(keep):
             positions = np.stack([np.full(len(keep), number), keep], axis=1)
@@ -50,7 +50,7 @@ class Candidates:
         blocks = [*([] if self.columns is None else [self.columns]), *self.new]
         self.columns, self.new, self.new_count = None, [], 0
         keys, labels = (np.concatenate([block[i] for block in blocks]) for i in (0, 2))
-        order = np.argsort(keys, kind='stable')
+        order = cleanest_first(keys)
         chosen = np.zeros(len(keys), bool)
         chosen[order[: self.num_select]] = True
         if len(keys) >= self.num_select:
@@ -67,7 +67,7 @@ class Candidates:
 
 
 def select_from_stream(parts, folder, teacher, normalise, device, amp, num_select, how, num_classes, seed):
-    """Scores the parts (see wild.stream) as they come and chooses from them as `selection.select` would from the whole pool, but
+    """Scores the parts (see wild.open_stream) as they come and chooses from them as `selection.select` would from the whole pool, but
     for 'random', which is another draw. Returns (Pool of the chosen images, kept in `folder`, their noise, their pseudo-labels,
     the pool's counts by class (C,), its mean noise). Raises UserError where the stream ends with fewer than num_select.
     """
@@ -130,7 +130,7 @@ def choose(kept, shares, folder):
                                       for k in ('keys', 'noise', 'labels', 'positions'))
     order = np.lexsort(positions.T[::-1])  # the stream's
     if kept.how == 'random':
-        chosen = np.sort(np.argsort(keys[order], kind='stable')[: kept.num_select])
+        chosen = np.sort(cleanest_first(keys[order])[: kept.num_select])
     else:
         chosen = select(noise[order], labels[order], kept.num_select, kept.how, kept.num_classes, kept.seed)
     rows, names = order[chosen], list(pool.names())

@@ -111,13 +111,13 @@ def open_pool(sources, channels, data_dir, cache_dir, workers):
     return pool
 
 
-def stream(sources, channels, data_dir, cache_dir, workers):
+def open_stream(sources, channels, data_dir, cache_dir, workers):
     """Yields the same images in the same order without keeping them: (number of the part, images (n, channels, 32, 32) uint8,
     their names), a part at a time, of several processes each its own parts."""
 
     for source in sources:  # a mistake in the last one must not come to light after days
         if not is_set(source):
-            next(iter(find_shards(source) if source.endswith('.tar') else find_files(source)))
+            next(iter(find_jobs(source)))
 
     def jobs():
         for source in sources:
@@ -126,7 +126,7 @@ def stream(sources, channels, data_dir, cache_dir, workers):
                     parts = open_set(source, channels, data_dir, cache_dir)
                 yield from parts
             else:
-                yield from find_shards(source) if source.endswith('.tar') else file_jobs(find_files(source))
+                yield from find_jobs(source)
 
     mine = ((number, job) for number, job in enumerate(jobs()) if number % distributed.world() == distributed.rank())
     first, skipped = None, 0
@@ -151,6 +151,11 @@ def is_set(source):
 
 def pool_name(sources):
     return '+'.join(s.lower() if is_set(s) else Path(s).resolve().name for s in sources)
+
+
+def find_jobs(source):
+    """What decode.decode_job takes, of any source but a set."""
+    return find_shards(source) if source.endswith('.tar') else file_jobs(find_files(source))
 
 
 def find_files(source):
@@ -211,7 +216,7 @@ def find_images(folder):
     before its folders'. Links are followed, each folder once; hidden files are left out. Raises UserError where there is no such
     folder, or at the end, if there was no image."""
     if not os.path.isdir(folder):
-        raise UserError(f'--wild {folder} is neither a folder, a .txt list of paths, a .tar shard, nor one of demo, {", ".join(SETS)}: '
+        raise UserError(f'--wild {folder} is neither a folder, a .txt list of paths, a .tar shard, nor one of {", ".join([*MADE, *SETS])}: '
                         'name a folder of images')
     count, shards, seen = 0, [], set()
     for root, folders, files in os.walk(folder, followlinks=True, onerror=lambda e: warn(f'{first_line(e)}: its images are left out')):
