@@ -18,8 +18,9 @@ class LeNet5(nn.Module):
     def forward(self, x, out_feature=False):
         """x: (B, in_channels, 32, 32), normalised. Returns logits (B, num_classes); with `out_feature` also the
         features (B, planes[2]) after the third convolution's ReLU, which DAFL's activation loss reads."""
-        out = F.max_pool2d(F.relu(self.conv1(x)), 2)  # (B, 6, 14, 14)
-        out = F.max_pool2d(F.relu(self.conv2(out)), 2)  # (B, 16, 5, 5)
+        # pooled first: the same values and gradients as after the ReLU, with a quarter of them to pass through it
+        out = F.relu(F.max_pool2d(self.conv1(x), 2), inplace=True)  # (B, 6, 14, 14)
+        out = F.relu(F.max_pool2d(self.conv2(out), 2), inplace=True)  # (B, 16, 5, 5)
         feature = F.relu(self.conv3(out)).flatten(1)  # (B, 120)
         logits = self.fc2(F.relu(self.fc1(feature)))
         return (logits, feature) if out_feature else logits

@@ -66,7 +66,7 @@ MNIST = {'wild': '--num_select 10000', **{f'n{n}': '' for n in (1000, 2500, 5000
 BUDGETS = {
     ('cifar', 'full'): {'seen-half': '--steps 40000', 'seen-double': '--steps 160000'},
     ('cifar', 'cpu'): {  # a student sees 150,000 images, but DAFL's
-        'teacher': '--width 16 --epochs 20 --schedule onecycle', 'student': '--width 16 --epochs 3',
+        'teacher': '--width 16 --epochs 15 --schedule onecycle', 'student': '--width 16 --epochs 3',
         'kd': '--epochs 3 --batch_size 128', 'dafl': '--epochs 3 --batch_size 256',
         'wild': '--num_select 10000 --epochs 15 --batch_size 128',
         'all': '--epochs 6 --batch_size 128',  # 150,000 of a pool of 25,000: another pool, another number here

@@ -17,8 +17,8 @@ class BasicBlock(nn.Module):
 
     def forward(self, x):
         out = F.relu(self.bn1(self.conv1(x)), inplace=True)
-        out = self.bn2(self.conv2(out))
-        return F.relu(out + self.shortcut(x), inplace=True)
+        out = self.bn2(self.conv2(out)).add_(self.shortcut(x))
+        return F.relu(out, inplace=True)
 
 
 class Bottleneck(nn.Module):
@@ -37,8 +37,8 @@ class Bottleneck(nn.Module):
     def forward(self, x):
         out = F.relu(self.bn1(self.conv1(x)), inplace=True)
         out = F.relu(self.bn2(self.conv2(out)), inplace=True)
-        out = self.bn3(self.conv3(out))
-        return F.relu(out + self.shortcut(x), inplace=True)
+        out = self.bn3(self.conv3(out)).add_(self.shortcut(x))
+        return F.relu(out, inplace=True)
 
 
 def projection(in_planes, out_planes, stride):

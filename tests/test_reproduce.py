@@ -59,7 +59,7 @@ def in_full(script, dataset, scale, flags, run, teacher=None):
     ('table1', 'cifar10', 'full', 'dfnd-released-s1', 'DFND-train.py', '--recipe released', 'teacher-s0'),
     ('table1', 'cifar10', 'full', 'dfnd-first-upload-s1', 'DFND-train.py', '--recipe first-upload', 'teacher-s0'),
     ('table1', 'cifar10', 'full', 'dfnd-corrected-s1', 'DFND-train.py', '--recipe corrected', 'teacher-s0'),
-    ('table1', 'cifar10', 'cpu', 'teacher-s0', 'teacher-train.py', '--width 16 --epochs 20 --schedule onecycle', None),
+    ('table1', 'cifar10', 'cpu', 'teacher-s0', 'teacher-train.py', '--width 16 --epochs 15 --schedule onecycle', None),
     ('table1', 'cifar10', 'cpu', 'student-s0', 'teacher-train.py', '--arch resnet18 --width 16 --epochs 3', None),
     ('table1', 'cifar10', 'cpu', 'kd-s0', 'DFND-train.py', '--transfer_set original --epochs 3 --batch_size 128', 'teacher-s0'),
     ('table1', 'cifar10', 'cpu', 'dafl-s0', 'DAFL-train.py', '--epochs 3 --batch_size 256', 'teacher-s0'),

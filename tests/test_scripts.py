@@ -319,7 +319,7 @@ def test_num_select_above_the_pool_is_an_error(digits):
 
 
 @pytest.mark.parametrize('args, part', [
-    (['--wild', 'nowhere'], 'nor one of demo, stl10'),
+    (['--wild', 'nowhere'], 'nor one of demo, noise, stl10'),
     (['--epochs', '2', '--steps', '3'], 'leave one out'),
     (['--epochs', '0'], 'at least 1'),
     (['--lr', 'nan'], 'above 0'),
