@@ -66,7 +66,7 @@ def photo(seed, height, width):
     return (pixels(seed, height, width, 3) + grain).clip(0, 255).astype(np.uint8)
 
 
-@pytest.mark.parametrize('shape, scale', [((375, 500), 2), ((500, 375), 2), ((192, 256), 2), ((900, 600), 4), ((1100, 2000), 8)])
+@pytest.mark.parametrize('shape, scale', [((375, 500), 4), ((500, 375), 4), ((333, 500), 4), ((319, 500), 2), ((160, 256), 2), ((900, 600), 4), ((1100, 2000), 8)])
 def test_a_large_jpeg_is_decoded_at_a_smaller_scale_and_hardly_differs(shape, scale, tmp_path):
     Image.fromarray(photo(0, *shape)).save(tmp_path / 'a.jpg', quality=90)
     for channels in (1, 3):
@@ -74,10 +74,10 @@ def test_a_large_jpeg_is_decoded_at_a_smaller_scale_and_hardly_differs(shape, sc
             ours = to_array(image, 32, channels)
             assert image.size == (-(-shape[1] // scale), -(-shape[0] // scale))  # the decoder did less
         difference = np.abs(ours.astype(int) - reference(tmp_path / 'a.jpg', channels))
-        assert ours.shape == (channels, 32, 32) and difference.mean() < 1.2
+        assert ours.shape == (channels, 32, 32) and difference.mean() < 0.4  # most are beyond where the scaled picture is moved by a part of a pixel
 
 
-@pytest.mark.parametrize('shape', [(127, 127), (96, 400), (20, 31), (191, 191)])
+@pytest.mark.parametrize('shape', [(127, 127), (96, 400), (20, 31), (159, 159)])
 def test_a_small_jpeg_is_decoded_bit_by_bit_as_torchvision_does(shape, tmp_path):
     Image.fromarray(photo(1, *shape)).save(tmp_path / 'a.jpg', quality=90)
     for channels in (1, 3):
