@@ -179,7 +179,10 @@ def main():
         else:
             noise, pseudo, chosen = score_and_select(run.folder, pool, names, *scoring)
             counts, mean = np.bincount(pseudo, minlength=classes), float(noise.mean())
-        noise, pseudo, result['wild_images'] = noise[chosen], pseudo[chosen], int(counts.sum())
+        noise, pseudo = noise[chosen], pseudo[chosen]
+        nats = {'pool_noise': mean, 'noise': noise.mean(), 'noise_max': noise.max()}
+        result |= {'wild_images': int(counts.sum()), 'selected_per_class': np.bincount(pseudo, minlength=classes).tolist(),
+                   **{name: round(float(value), 5) for name, value in nats.items()}}
         for line in describe(noise, pseudo, counts, mean, names):
             utils.say(line)
         if args.score_only:

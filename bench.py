@@ -28,6 +28,7 @@ import utils
 from bench_measure import (
     CHECKS,
     CPU,
+    DTYPE,
     WORKERS,
     add_arguments,
     convolution_rate,
@@ -44,13 +45,14 @@ from data import CIFAR, MNIST, EpochPlan, Normalise, batches
 from decode import to_array
 from generator import Generator
 from networks import build, load_network, load_teacher, save_network
-from report_bench import STUDENT_FLOPS, TEACHER_FLOPS, speed_table
+from report_bench import STUDENT_FLOPS, TEACHER_FLOPS, machine_words, speed_table
+from runs import cpu_name
 from selection import score, select
 from wild import open_pool
 
 PHOTOS = ('.jpg', '.jpeg', '.png')
 NEED = {'decode': 1.5, 'load': 20, 'score': 3.5, 'distil': 3.8, 'teacher': 3, 'dafl': 4.5}  # ours over plain, at least
-NEED_SHARE = {'score': 1.0, 'distil': 1.0}  # of the machine's bf16 matrix product, at least
+NEED_SHARE = {'score': 1.0, 'distil': 1.0}  # of the machine's own matrix product, at least
 
 # ---------------------------------------------------------------- what the rows share
 
@@ -282,9 +284,9 @@ def main():
         args.images, args.repeats = 100, 1
     product = functools.partial(matmul_rate, 512 if args.quick else 4096)
     args.copy_rate = functools.partial(copy_rate, 16 if args.quick else 256)
-    machine = {'bf16_matmul_flops': product(), 'copy_bytes': args.copy_rate(), 'threads': torch.get_num_threads()}
-    print(f'machine: {machine["bf16_matmul_flops"] / 1e9:.0f} GFLOP/s matrix product, {machine["copy_bytes"] / 1e9:.1f} GB/s copy, '
-          f'{machine["threads"]} threads')
+    machine = {'name': cpu_name(), 'threads': torch.get_num_threads(), 'precision': str(DTYPE).removeprefix('torch.'),
+               'matmul_flops': product(), 'copy_bytes': args.copy_rate()}
+    print(machine_words(machine))
     with tempfile.TemporaryDirectory() as folder, \
             ProcessPoolExecutor(1, multiprocessing.get_context('spawn'), utils.pick_device, ('cpu',)) as ours:
         work = Work(Path(folder), args)

@@ -17,6 +17,7 @@ import utils
 ROOT = Path(__file__).resolve().parent
 CPU = torch.device('cpu')
 WORKERS = os.cpu_count() or 1
+DTYPE = torch.bfloat16 if utils.has_bf16(CPU) else torch.float32  # what ResNets run in here, by --amp auto
 CHECKS = []  # what was found equal, in words
 
 
@@ -42,9 +43,8 @@ def require(name, what, value, limit, at_least=False):
 
 
 def matmul_rate(size):
-    """Operations a second of the machine's own bfloat16 matrix product (float32 where bfloat16 is not native)."""
-    dtype = torch.bfloat16 if utils.has_bf16(CPU) else torch.float32
-    a, b = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
+    """Operations a second of the machine's own matrix product, in DTYPE."""
+    a, b = torch.randn(size, size).to(DTYPE), torch.randn(size, size).to(DTYPE)
     torch.mm(a, b)
     return statistics.median(per_second(lambda: torch.mm(a, b), 2 * size**3) for _ in range(5))
 
@@ -74,7 +74,7 @@ def resident():
 
 def convolution_seconds(net, images, backward, repeats=3):
     """Seconds of all convolutions of `net` for a batch of 32 x 32 colour images, with their backward passes where `backward`: in
-    bfloat16 and channels_last, one by one on tensors that lie ready. On the same library, no network is faster."""
+    DTYPE and channels_last, one by one on tensors that lie ready. On the same library, no network is faster."""
     calls = []
     hooks = [m.register_forward_hook(lambda m, inputs, output: calls.append((m, inputs[0].shape)))
              for m in net.modules() if isinstance(m, torch.nn.Conv2d)]
@@ -84,8 +84,8 @@ def convolution_seconds(net, images, backward, repeats=3):
         hook.remove()
     total = 0.0
     for number, (conv, shape) in enumerate(calls):
-        x = torch.randn(images, *shape[1:]).bfloat16().contiguous(memory_format=torch.channels_last)
-        weight = conv.weight.detach().bfloat16().contiguous(memory_format=torch.channels_last)
+        x = torch.randn(images, *shape[1:]).to(DTYPE).contiguous(memory_format=torch.channels_last)
+        weight = conv.weight.detach().to(DTYPE).contiguous(memory_format=torch.channels_last)
         wanted = [weight] if number == 0 else [x, weight]  # of the images themselves, no gradient is asked for
         for tensor in wanted if backward else ():
             tensor.requires_grad_()

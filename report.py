@@ -91,6 +91,7 @@ def make_table(dataset, rows, missing=()):
     seconds = sum(run.get('seconds') or 0 for run in runs)
     facts = f'Wild pool: {pools(runs)}. Time of all runs: {seconds / 60:.1f} min'
     facts += f' on {"; ".join(machines)}.' if machines else '.'
+    facts += teachers(runs)
     facts += f' Paper: {SOURCE[dataset]}.' if paper else ''
     return '\n'.join([f'**{dataset}**', '', *markdown(head, 2, cells), facts, '', *differences(rows)])
 
@@ -106,7 +107,33 @@ def make_study(dataset, rows, names):
             seen = row['told']['images_seen']
             cells.append([row['name'], text, best, len(last), '-' if seen is None else f'{seen:,}'])
     title = f'**{dataset}**, wild pool: {pools([run for row in rows for run in row["runs"]])}'
-    return '\n'.join([title, '', *markdown(head, 1, cells), *differences(rows)])
+    return '\n'.join([title, '', *markdown(head, 1, cells), *differences(rows), *selections(rows)])
+
+
+def selections(rows):
+    """What the rows of different selections hold, of each row's lowest seed: the teacher's noise, and images a pseudo-label."""
+    rows = [row for row in rows if row['runs'][0].get('selected_per_class')]
+    if len({row['told']['select'] for row in rows}) < 2:
+        return []
+    cells = []
+    for row in rows:
+        run = row['runs'][0]
+        noises = [f'{run[key]:.3g}' for key in ('noise', 'noise_max', 'pool_noise')]
+        cells.append([row['name'], *noises, ' '.join(map(str, run['selected_per_class']))])
+    head = ['selection', 'noise, mean (nats)', 'noise, largest', "the pool's mean", 'images of each pseudo-label, in order']
+    return markdown(head, 1, cells)
+
+
+def teachers(runs):
+    """A word on how many teachers the students had: rows compare best where all runs of a seed had the same one."""
+    seeds = {}
+    for run in runs:
+        if run.get('teacher'):
+            seeds.setdefault(run.get('seed'), set()).add(run['teacher'])
+    count = len(set().union(*seeds.values()))
+    if any(len(digests) > 1 for digests in seeds.values()):
+        return f' The students had {count} teachers, and not the same one in all rows of a seed.'
+    return {0: '', 1: ' All students had one teacher.'}.get(count, f' The students had {count} teachers, in all rows of a seed the same.')
 
 
 def pools(runs):

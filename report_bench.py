@@ -15,6 +15,11 @@ def rate(values):
     return f'{statistics.median(values):,.0f} ({min(values):,.0f}-{max(values):,.0f})'
 
 
+def machine_words(machine):
+    return (f'{machine["name"]}, {machine["threads"]} threads: {machine["matmul_flops"] / 1e9:.0f} GFLOP/s in a {machine["precision"]} '
+            f'matrix product, {machine["copy_bytes"] / 1e9:.1f} GB/s in a copy')
+
+
 def speed_table(content):
     """bench.py's: ours beside the published pipeline, medians and extremes of the repeats, images a second."""
     cells = []
@@ -23,13 +28,11 @@ def speed_table(content):
             what = f'{name} of {r["scores"]:,} scores, {r["classes"]:,} classes'
             cells.append([what, '-', f'{r["seconds"]:.2f} s, {r["GiB"]:.2f} GiB', '-', '3 s, 1 GiB', '-', '-'])
             continue
-        own = 'memory copy' if name == 'load' else 'bf16 matrix product'
+        own = 'memory copy' if name == 'load' else 'matrix product'
         share = f'{100 * r["share"]:.0f} % of {own}' if 'share' in r else '-'
         cells.append([name, rate(r['plain']), rate(r['ours']), f'{r["ratio"]:.2f} x', f'{r["need"]:g} x', share,
                       f'{r["limit"]:.2f} x' if 'limit' in r else '-'])
-    machine = content['machine']
-    facts = (f'Machine: {machine["threads"]} threads, {machine["bf16_matmul_flops"] / 1e9:.0f} GFLOP/s in a bf16 matrix product, '
-             f'{machine["copy_bytes"] / 1e9:.1f} GB/s in a copy. Photos: {content["photos"] or "drawn"}.\n')
+    facts = f'{machine_words(content["machine"])}. Photos: {content["photos"] or "drawn"}.\n'
     facts += ''.join(f'{line}.\n' for line in content['checks'])
     head = ['row', 'plain, img/s', 'ours, img/s', 'ratio', 'asked', 'share of the machine', 'the convolutions alone']
     return table(head, cells) + '\n' + facts

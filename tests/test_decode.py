@@ -66,7 +66,8 @@ def photo(seed, height, width):
     return (pixels(seed, height, width, 3) + grain).clip(0, 255).astype(np.uint8)
 
 
-@pytest.mark.parametrize('shape, scale', [((375, 500), 4), ((500, 375), 4), ((333, 500), 4), ((319, 500), 2), ((160, 256), 2), ((900, 600), 4), ((1100, 2000), 8)])
+@pytest.mark.parametrize('shape, scale', [
+    ((375, 500), 4), ((500, 375), 4), ((333, 500), 4), ((319, 500), 2), ((160, 256), 2), ((900, 600), 4), ((1100, 2000), 8)])
 def test_a_large_jpeg_is_decoded_at_a_smaller_scale_and_hardly_differs(shape, scale, tmp_path):
     Image.fromarray(photo(0, *shape)).save(tmp_path / 'a.jpg', quality=90)
     for channels in (1, 3):
@@ -74,7 +75,7 @@ def test_a_large_jpeg_is_decoded_at_a_smaller_scale_and_hardly_differs(shape, sc
             ours = to_array(image, 32, channels)
             assert image.size == (-(-shape[1] // scale), -(-shape[0] // scale))  # the decoder did less
         difference = np.abs(ours.astype(int) - reference(tmp_path / 'a.jpg', channels))
-        assert ours.shape == (channels, 32, 32) and difference.mean() < 0.4  # most are beyond where the scaled picture is moved by a part of a pixel
+        assert ours.shape == (channels, 32, 32) and difference.mean() < 0.4  # 0.6 to 1.9 for those moved by a part of a pixel
 
 
 @pytest.mark.parametrize('shape', [(127, 127), (96, 400), (20, 31), (159, 159)])

@@ -199,6 +199,27 @@ def test_a_study_is_a_slim_table_in_the_order_asked_for(tmp_path):
     assert 'left out' not in done.stderr and done.stdout.count('| DFND |') == 2
 
 
+def test_what_selections_hold_stands_below_a_study_that_compares_them(tmp_path):
+    held = dict(noise=0.01234, noise_max=0.5, pool_noise=0.71)
+    make_run(tmp_path / 'runs', 'dfnd-s0', 'dfnd', selected_per_class=[3, 4, 3], **held)
+    make_run(tmp_path / 'runs', 'dfnd-s1', 'dfnd', seed=1, selected_per_class=[9, 9, 9], **held)
+    make_run(tmp_path / 'runs', 'confidence-s0', 'dfnd', select='confidence', selected_per_class=[0, 9, 1], **held)
+    make_run(tmp_path / 'runs', 'T8-s0', 'dfnd', args={'T': 8.0}, selected_per_class=[3, 4, 3], **held)
+    text = report(tmp_path, '--no_figures', '--study', 'confidence', 'dfnd').stdout
+    assert cells(text[text.index('| selection'):]) == {
+        'DFND (balanced)': ['0.0123', '0.5', '0.71', '3 4 3'], 'DFND (confidence)': ['0.0123', '0.5', '0.71', '0 9 1']}
+    assert 'pseudo-label' not in report(tmp_path, '--no_figures', '--study', 'dfnd', 'T8').stdout
+
+
+def test_teachers_that_differ_within_a_seed_are_told(tmp_path):
+    make_run(tmp_path / 'runs', 'a', 'dfnd', teacher='one')
+    assert 'All students had one teacher.' in report(tmp_path, '--no_figures').stdout
+    make_run(tmp_path / 'runs', 'b', 'dfnd', seed=1, teacher='two')
+    assert 'had 2 teachers, in all rows of a seed the same' in report(tmp_path, '--no_figures').stdout
+    make_run(tmp_path / 'runs', 'c', 'dfnd', select='random', teacher='two')
+    assert 'had 2 teachers, and not the same one in all rows of a seed' in report(tmp_path, '--no_figures').stdout
+
+
 def test_rows_asked_for_alone_and_those_that_did_not_run(tmp_path):
     cifar = dict(dataset='cifar10', arch='resnet18', width=16, wild='stl10')
     make_run(tmp_path / 'runs', 'dfnd-corrected-s0', 'dfnd', recipe='corrected', **cifar)
@@ -393,8 +414,8 @@ def test_the_run_that_is_shown(tmp_path):
 def test_the_benchmarks_tables_are_built_from_their_json_in_docs_too(tmp_path):
     script = readme_in(tmp_path, '<!-- speed:results/bench:begin -->', '<!-- speed:results/bench:end -->')
     row = dict(plain=[10.0, 30.0, 20.0], ours=[80.0, 60.0, 70.0], ratio=3.5, need=3.0)
-    speed = dict(machine=dict(threads=2, bf16_matmul_flops=4e11, copy_bytes=3e10), photos='pictures', photo_bytes=100_000,
-                 checks=['decode: the same'],
+    speed = dict(machine=dict(name='A CPU', threads=2, precision='bfloat16', matmul_flops=4e11, copy_bytes=3e10),
+                 photos='pictures', photo_bytes=100_000, checks=['decode: the same'],
                  rows=dict(decode=row, score=row | dict(share=1.07, limit=3.75),
                            selection=dict(seconds=2.0, GiB=0.5, scores=10**7, classes=1000)))
     step = dict(images_per_s={'30': 100.0, '300': 98.0}, time_ratio=1.02, memory_MiB={'30': 900.0, '300': 910.0}, memory_ratio=1.011)
@@ -408,8 +429,9 @@ def test_the_benchmarks_tables_are_built_from_their_json_in_docs_too(tmp_path):
     for file in ('README.md', 'docs/scale.md'):
         assert report(tmp_path, '--readme', file, script=script).returncode == 0
     text = (tmp_path / 'README.md').read_text()
-    assert '| score | 20 (10-30) | 70 (60-80) | 3.50 x | 3 x | 107 % of bf16 matrix product | 3.75 x |' in text
-    assert 'selection of 10,000,000 scores' in text and '2.00 s, 0.50 GiB' in text and '400 GFLOP/s' in text and 'decode: the same.' in text
+    assert '| score | 20 (10-30) | 70 (60-80) | 3.50 x | 3 x | 107 % of matrix product | 3.75 x |' in text
+    assert 'selection of 10,000,000 scores' in text and '2.00 s, 0.50 GiB' in text and 'decode: the same.' in text
+    assert 'A CPU, 2 threads: 400 GFLOP/s in a bfloat16 matrix product, 30.0 GB/s in a copy. Photos: pictures.' in text
     text = (tmp_path / 'docs' / 'scale.md').read_text()
     assert '| stream | 100 img/s | 98 img/s | 1.020 | 900, 910 MiB | 1.011 |' in text
     assert '| 100,000,000 | 10.00 TB | 307 GB | 396.8 core hours |' in text and '20 s, 5.0 GiB' in text

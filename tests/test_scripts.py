@@ -111,7 +111,11 @@ def test_dfnd_writes_a_whole_run(digits):
     assert {'loss', 'loss_kd', 'loss_nll', 'lr', 'test_loss', 'images_per_s', 'seconds'} <= rows[0].keys()
     lines = (folder / 'selection.csv').read_text().splitlines()
     assert len(lines) == 301
-    assert sum(line.endswith(',1') for line in lines[1:]) == 100
+    chosen = [line.split(',') for line in lines[1:] if line.endswith(',1')]
+    assert len(chosen) == 100
+    assert r['selected_per_class'] == [sum(label == str(c) for _, _, label, _ in chosen) for c in range(10)]
+    assert r['noise_max'] == pytest.approx(max(float(noise) for _, noise, *_ in chosen), rel=1e-3)
+    assert r['noise'] < r['noise_max'] and r['noise'] < r['pool_noise'] and r['wild_images'] == 300
     Q = np.load(folder / 'adaptation.npy')
     np.testing.assert_allclose(Q.sum(axis=1), 1, rtol=1e-5)
     np.testing.assert_allclose(Q.diagonal(), r['teacher_top1'] / 100, rtol=1e-5)
