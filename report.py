@@ -98,16 +98,27 @@ def make_table(dataset, rows, missing=()):
 
 def make_study(dataset, rows, names):
     """The slim table of one question: the rows of these folder names in their order."""
-    head, cells = ['row', 'top-1, last (mean ± std)', 'top-1, best', 'n', 'images seen'], []
+    head = ['row', 'top-1, last (mean ± std)', 'less DFND, seed by seed (mean ± its error)', 'top-1, best', 'n', 'images seen']
+    base, cells = next((row for row in rows if row['runs'][0]['row'] in ('dfnd', 'dfnd-corrected')), None), []
     for name in names:
         mine = [row for row in rows if row['runs'][0]['row'] == name]
-        cells += [] if mine else [[name, 'not run', '-', 0, '-']]
+        cells += [] if mine else [[name, 'not run', '-', '-', 0, '-']]
         for row in mine:
             last, text, best = top1s(row)
             seen = row['told']['images_seen']
-            cells.append([row['name'], text, best, len(last), '-' if seen is None else f'{seen:,}'])
+            cells.append([row['name'], text, paired_difference(row, base), best, len(last), '-' if seen is None else f'{seen:,}'])
     title = f'**{dataset}**, wild pool: {pools([run for row in rows for run in row["runs"]])}'
     return '\n'.join([title, '', *markdown(head, 1, cells), *differences(rows), *selections(rows)])
+
+
+def paired_difference(row, base):
+    """Mean over the seeds that both rows have of the difference in last top-1, and its standard error, as a cell."""
+    if base is None or row is base:
+        return '-'
+    of = {run.get('seed'): run['top1'] for run in base['runs'] if run.get('top1') is not None}
+    both = [run['top1'] - of[run.get('seed')] for run in row['runs'] if run.get('top1') is not None and run.get('seed') in of]
+    error = f' ± {statistics.stdev(both) / math.sqrt(len(both)):.2f}' if len(both) > 1 else ''
+    return f'{statistics.mean(both):+.2f}{error}' if both else '-'
 
 
 def selections(rows):

@@ -185,14 +185,15 @@ def test_one_seed_has_a_difference_and_no_error(tmp_path):
 def test_a_study_is_a_slim_table_in_the_order_asked_for(tmp_path):
     runs = tmp_path / 'runs'
     three_seeds(runs, 'dfnd', (95.0, 96.0), args={'T': 4.0, 'teacher_acc': 0.98})
-    make_run(runs, 'T8-s0', 'dfnd', args={'T': 8.0, 'teacher_acc': 0.98}, top1=94.0)
+    for seed, top1 in ((0, 94.0), (1, 96.0), (2, 50.0)):  # DFND has 95 and 96, and no third seed
+        make_run(runs, f'T8-s{seed}', 'dfnd', seed=seed, args={'T': 8.0, 'teacher_acc': 0.98}, top1=top1)
     make_run(runs, 'loss-kd-s0', 'dfnd', loss='kd', args={'T': 4.0, 'teacher_acc': 0.98})
     make_run(runs, 'acc-published-s0', 'dfnd', args={'T': 4.0, 'teacher_acc': 0.9523})
     make_run(runs, 'twin-s0', 'dfnd', args={'T': 4.0, 'teacher_acc': 0.98})  # of the same settings, by another name
     text = report(tmp_path, '--no_figures', '--study', 'T8', 'dfnd', 'T2', '--study', 'dfnd', 'loss-kd', 'acc-published').stdout
     first, second = text.split('**mnist5k**, wild pool: demo\n')[1:]
-    assert cells(first) == {'DFND (T=8)': ['94.00', '95.50', '1', '30,720'],
-                            'DFND (T=4)': ['95.50 ± 0.71', '95.50', '2', '30,720'], 'T2': ['not run', '-', '0', '-']}
+    assert cells(first) == {'DFND (T=8)': ['80.00 ± 26.00', '-0.50 ± 0.50', '95.50', '3', '30,720'],
+                            'DFND (T=4)': ['95.50 ± 0.71', '-', '95.50', '2', '30,720'], 'T2': ['not run', '-', '-', '0', '-']}
     assert list(cells(first)) == ['DFND (T=8)', 'DFND (T=4)', 'T2']
     assert list(cells(second)) == ['DFND (KD + NLL, teacher_acc measured)', 'DFND (KD only)', 'DFND (KD + NLL, teacher_acc=0.9523)']
     done = report(tmp_path, '--no_figures', '--study', 'dfnd', 'twin')
@@ -279,7 +280,7 @@ def test_markers_name_their_rows(tmp_path):
     assert report(tmp_path, '--check', script=script).returncode == 0
     text = (tmp_path / 'README.md').read_text(encoding='utf-8')
     slim, some, whole = (text.split(begin)[1].split(end)[0] for begin, end in zip(marks[::2], marks[1::2]))
-    assert cells(slim) == {'DFND': ['90.50 ± 0.71', '95.50', '2', '30,720'], 'random': ['not run', '-', '0', '-']}
+    assert cells(slim) == {'DFND': ['90.50 ± 0.71', '-', '95.50', '2', '30,720'], 'random': ['not run', '-', '-', '0', '-']}
     assert list(cells(some)) == list(cells(whole)) == ['Teacher', 'DFND']
     (tmp_path / 'README.md').write_text(text.replace('90.50', '90.51', 1), encoding='utf-8')
     done = report(tmp_path, '--check', script=script)
