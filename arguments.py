@@ -77,7 +77,7 @@ def add_common_arguments(parser, datasets):
     g = parser.add_argument_group('training')
     g.add_argument('--seed', type=int, default=0, help='the same command and seed give the same result on one machine')
     g.add_argument('--device', default='auto', help='auto takes cuda, then mps, then cpu')
-    g.add_argument('--amp', choices=('auto', 'bf16', 'off'), default='auto', help='auto: bfloat16 where the hardware has it; '
+    g.add_argument('--amp', choices=('auto', 'bf16', 'off'), default='auto', help='auto: bfloat16 where the hardware is faster in it; '
                    'turn it off to compare with float32')
     g.add_argument('--compile', action='store_true', help='torch.compile the networks: half a minute at the start, a few percent faster '
                    'on a CPU; needs a C++ compiler')

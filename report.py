@@ -55,6 +55,9 @@ def top1s(row):
 
 
 def is_ablation(row):
+    """Whether the papers have no number for it: DAFL's alternative data are USPS."""
+    if row['base'] == 'Alternative data' and row['told']['wild'] != 'usps':
+        return True
     return row['told']['loss'] or any(key not in SETTINGS for key, _ in row['label'])
 
 
@@ -98,8 +101,10 @@ def make_table(dataset, rows, missing=()):
 
 def make_study(dataset, rows, names):
     """The slim table of one question: the rows of these folder names in their order."""
-    head = ['row', 'top-1, last (mean ± std)', 'less DFND, seed by seed (mean ± its error)', 'top-1, best', 'n', 'images seen']
-    base, cells = next((row for row in rows if row['runs'][0]['row'] in ('dfnd', 'dfnd-corrected')), None), []
+    from_ = next((name for name in names if name in ('dfnd', 'dfnd-corrected')), names[0])  # what the others depart from
+    base = next((row for row in rows if row['runs'][0]['row'] == from_), None)
+    less = f'less {base["name"] if base else from_}, seed by seed (mean ± its error)'
+    head, cells = ['row', 'top-1, last (mean ± std)', less, 'top-1, best', 'n', 'images seen'], []
     for name in names:
         mine = [row for row in rows if row['runs'][0]['row'] == name]
         cells += [] if mine else [[name, 'not run', '-', '-', 0, '-']]
@@ -107,8 +112,9 @@ def make_study(dataset, rows, names):
             last, text, best = top1s(row)
             seen = row['told']['images_seen']
             cells.append([row['name'], text, paired_difference(row, base), best, len(last), '-' if seen is None else f'{seen:,}'])
-    title = f'**{dataset}**, wild pool: {pools([run for row in rows for run in row["runs"]])}'
-    return '\n'.join([title, '', *markdown(head, 1, cells), *differences(rows), *selections(rows)])
+    runs = [run for row in rows for run in row['runs']]
+    title = f'**{dataset}**, wild pool: {pools(runs)}.{teachers(runs)}'
+    return '\n'.join([title, '', *markdown(head, 1, cells), *selections(rows)])
 
 
 def paired_difference(row, base):

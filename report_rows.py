@@ -139,7 +139,8 @@ def name_rows(runs, study=False):
                 value = row['told'].get(key)
                 # said of a lone row too: what departs from the paper, and num_select where random has another
                 short_run = key == 'epochs' and row['base'] == 'DAFL' and value not in PUBLISHED_DAFL_EPOCHS
-                always = (value == 'confidence' or (key == 'loss' and value) or short_run
+                other_pool = key == 'wild' and row['base'] == 'Alternative data' and value != 'usps'  # which is the paper's
+                always = (value == 'confidence' or other_pool or (key == 'loss' and value) or short_run
                           or (key == 'num_select' and unequal and row['base'] in picking))
                 if differ or always:
                     row['label'].append((key, value))

@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from reproduce_rows import BUDGETS, DFND, KIND, NOT_IMPLEMENTED, ROWS, SEEDS, STUDY, TABLE1, TEACHER, WORDS, gpu_hours
+from reproduce_rows import BUDGETS, DFND, KIND, NOT_IMPLEMENTED, PUBLISHED_ACC, ROWS, SEEDS, STUDY, TABLE1, TEACHER, WORDS, gpu_hours
 
 HERE = Path(__file__).resolve().parent
 
@@ -68,7 +68,7 @@ def plan(args, extra):
     def job(row, seed):
         name, (_, script, flags) = f'{row}-s{seed}', ROWS[row]
         budget = BUDGETS[kind, args.scale]
-        flags = flags.format(**WORDS[kind]).split()
+        flags = flags.format(**WORDS[kind], acc=PUBLISHED_ACC.get(args.dataset, 0.9523)).split()
         selects = script == DFND and '--transfer_set' not in flags and 'all' not in flags
         flags += budget.get(row, budget.get('wild', '') if selects else '').split()
         if script == DFND and args.wild and '--transfer_set' not in flags and '--wild' not in flags:
@@ -151,6 +151,9 @@ def expected_seconds(rest, jobs):
 
 
 def run_jobs(args, jobs):
+    for job in jobs:
+        if job.state().startswith('done, but'):
+            fail(f'{job.folder} is {job.state()}: move it away, or give another --output_dir')
     shelf = args.publish and Path(args.publish) / args.dataset.lower() / args.scale
     for job in jobs:
         if shelf and job.done():
@@ -173,8 +176,9 @@ def run_jobs(args, jobs):
         print(f'[{i}/{len(jobs)}] {job.name} took {duration(time.time() - start)}{eta}')
     print()
     folder = jobs[0].folder.parent
-    tables = [['--rows', *args.rows]] if args.table == 'table1' else [
-        ['--study', *rows] for rows in STUDY[KIND[args.dataset]].values() if set(rows) <= set(args.rows)]
+    kind = KIND[args.dataset]
+    tables = [['--rows', *TABLE1[kind]]] if args.table == 'table1' else [
+        ['--study', *rows] for rows in STUDY[kind].values() if set(rows) & set(args.rows)]
     return run([sys.executable, str(HERE / 'report.py'), '--runs', str(folder), '--no_figures', '--out', str(folder / 'report'),
                 *(word for table in tables for word in table)])
 

@@ -65,15 +65,14 @@ class Run:
                 raise UserError(f'{self.folder} is in use: add --resume to go on with it, or --run NAME for another folder')
             old = json.loads(config_file.read_text())['args']
             new = json.loads(json.dumps(settings))
-            # what was measured or found here, and not asked for, may come out a little different: the run keeps the first
-            free = NOT_COMPARED | {k for k, asked in (('amp', args.amp != 'auto'), ('teacher_acc', getattr(args, 'teacher_acc', None)))
-                                   if not asked}
+            # what was measured here, and not asked for, may come out a little different: the run keeps the first
+            free = NOT_COMPARED | (set() if getattr(args, 'teacher_acc', None) else {'teacher_acc'})
             for key in sorted(old.keys() & new.keys()):
                 if key not in free and old[key] != new[key]:
                     raise UserError(f'{self.folder} was run with {key}={old[key]}, and now it is {new[key]}: give the '
                                     'same, or --run NAME for another folder')
             return old
-        if not config_file.is_file() and self.folder.exists() and not (self.folder.is_dir() and not any(self.folder.iterdir())):
+        if not config_file.is_file() and self.folder.exists() and not self._is_empty():
             raise UserError(f'{self.folder} exists and holds no run: move it away, or give --run NAME for another folder')
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -87,6 +86,10 @@ class Run:
         except OSError as e:
             raise UserError(f'{self.folder} can not be written ({first_line(e)}): give another --output_dir') from None
         return settings
+
+    def _is_empty(self):
+        """But for what a run that was killed at its very start leaves."""
+        return self.folder.is_dir() and all(path.name == 'lock' or path.suffix == '.partial' for path in self.folder.iterdir())
 
     def _lock(self):
         """Holds the folder for as long as this process lives, where the system has fcntl."""

@@ -73,7 +73,11 @@ def in_full(script, dataset, scale, flags, run, teacher=None):
     ('table1', 'MNIST', 'full', 'dafl-s0', 'DAFL-train.py', '', 'teacher-s0'),
     ('table1', 'MNIST', 'cpu', 'dfnd-s4', 'DFND-train.py', '--select balanced --num_select 10000', 'teacher-s4'),
     ('table1', 'mnist5k', 'demo', 'dafl-s0', 'DAFL-train.py', '--epochs 2 --batch_size 128', 'teacher-s0'),
-    ('study', 'cifar10', 'cpu', 'all-s2', 'DFND-train.py', '--select all --epochs 6 --batch_size 128', 'teacher-s0'),
+    ('study', 'cifar10', 'cpu', 'all-s2', 'DFND-train.py', '--select all --steps 1176 --batch_size 128', 'teacher-s0'),
+    ('study', 'cifar10', 'cpu', 'class-weights-s0', 'DFND-train.py',
+     '--select confidence --class_weights --num_select 10000 --epochs 15 --batch_size 128', 'teacher-s0'),
+    ('study', 'cifar10', 'full', 'acc-published-s2', 'DFND-train.py', '--recipe corrected --teacher_acc 0.9523', 'teacher-s0'),
+    ('study', 'cifar100', 'full', 'acc-published-s2', 'DFND-train.py', '--recipe corrected --teacher_acc 0.7774', 'teacher-s0'),
     ('study', 'cifar10', 'cpu', 'n2500-s0', 'DFND-train.py', '--recipe corrected --num_select 2500 --epochs 60 --batch_size 128',
      'teacher-s0'),
     ('study', 'MNIST', 'cpu', 'loss-kd+ce-s4', 'DFND-train.py', '--select balanced --loss kd+ce --num_select 10000', 'teacher-s4'),
@@ -208,6 +212,9 @@ def test_states(tmp_path):
     make_run(tmp_path, 'random-s0')
     assert 'random-s0: Randomly selected (done, but by another command: python DFND-train.py' in dry_run(
         tmp_path, *DEMO, '--wild', 'other')[0]
+    make_run(tmp_path, 'dafl-s0')
+    assert 'random-s0 is done, but by another command' in error(reproduce(tmp_path, *DEMO, '--wild', 'other', '--publish', 'results'))
+    assert not (tmp_path / 'results').exists()
 
 
 def test_a_failing_script_is_named(tmp_path):

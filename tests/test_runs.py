@@ -244,11 +244,11 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_advice(value):
 OPENED = []
 
 
-def open_run(tmp_path, resume=False, name=None, amp='auto', **settings):
+def open_run(tmp_path, resume=False, name=None, **settings):
     """A Run, as if the process of the one before were dead."""
     while OPENED:
         OPENED.pop().lock.close()
-    args = SimpleNamespace(output_dir=str(tmp_path / 'runs'), run=name, resume=resume, amp=amp)
+    args = SimpleNamespace(output_dir=str(tmp_path / 'runs'), run=name, resume=resume)
     OPENED.append(Run(args, 'MNIST-teacher', CPU, {'seed': 0, 'lr': 0.1, 'milestones': (0.4, 0.8), 'resume': resume, **settings}))
     return OPENED[-1]
 
@@ -293,6 +293,19 @@ def test_a_second_process_in_the_folder_is_refused(tmp_path):
 def test_what_was_found_and_not_asked_for_may_differ_on_resume(tmp_path):
     open_begun(tmp_path, teacher_acc=0.98)
     assert open_run(tmp_path, resume=True, teacher_acc=0.97).settings['teacher_acc'] == 0.98
+
+
+def test_another_precision_is_another_run(tmp_path):
+    open_begun(tmp_path, amp='bf16')  # what --amp auto found there
+    assert 'amp=bf16, and now it is off' in error_of(open_run, tmp_path, resume=True, amp='off')
+
+
+def test_what_a_run_leaves_that_was_killed_at_its_start_is_no_hindrance(tmp_path):
+    folder = tmp_path / 'runs' / 'MNIST-teacher'
+    folder.mkdir(parents=True)
+    (folder / 'lock').touch()
+    (folder / 'config.json.partial').touch()
+    assert open_run(tmp_path).settings['seed'] == 0
 
 
 def test_a_folder_of_something_else_is_refused_and_left_alone(tmp_path):
