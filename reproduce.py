@@ -221,6 +221,9 @@ def parse(argv):
         fail(f'--scale {args.scale}, but {args.dataset} has {" and ".join(scales)}: give --scale {scales[-1]}')
     if not args.tflops > 0:
         fail(f'--tflops {args.tflops}, expected a number above 0')
+    gone = [source for source in args.wild or () if '/' in source and '{' not in source and not Path(source).exists()]
+    if gone:  # the teacher is trained before a script looks for it
+        fail(f'--wild {gone[0]} does not exist: name a folder of images')
     known = TABLE1[kind] if args.table == 'table1' else ['teacher', *dict.fromkeys(row for rows in STUDY[kind].values() for row in rows)]
     unknown = [row for row in args.rows or () if row not in known]
     if unknown:

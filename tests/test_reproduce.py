@@ -156,6 +156,7 @@ def test_the_papers_numbers_for_methods_that_are_not_here(tmp_path):
     (('study', '--dataset', 'mnist5k', '--scale', 'demo'), ('no study of mnist5k', 'MNIST')),
     (('table1', '--dataset', 'imagenet'), ('imagenet', 'cifar10')),
     (('table2',), ('table2', 'table1')),
+    (('table1', '--wild', 'stl10', 'no/photos'), ('--wild no/photos does not exist',)),
     (('table1', '--epochs', '3'), ('--epochs', '--help')),
     (('table1', '--seeds', 'a'), ('--seeds', "'a'")),
     (('table1', '--tflops', '0', '--scale', 'full'), ('--tflops 0', 'above 0')),
