@@ -68,7 +68,7 @@ def plan(args, extra):
     def job(row, seed):
         name, (_, script, flags) = f'{row}-s{seed}', ROWS[row]
         budget = BUDGETS[kind, args.scale]
-        flags = flags.format(**WORDS[kind], acc=PUBLISHED_ACC.get(args.dataset, 0.9523)).split()
+        flags = flags.format(**WORDS[kind], acc=PUBLISHED_ACC.get(args.dataset, PUBLISHED_ACC['cifar10'])).split()
         selects = script == DFND and '--transfer_set' not in flags and 'all' not in flags
         flags += budget.get(row, budget.get('wild', '') if selects else '').split()
         if script == DFND and args.wild and '--transfer_set' not in flags and '--wild' not in flags:
