@@ -9,6 +9,7 @@ Stop it at any time: the same command goes on. What stands behind a lone -- is h
 
 import argparse
 import json
+import os
 import shlex
 import shutil
 import signal
@@ -252,5 +253,8 @@ if __name__ == '__main__':
     except KeyboardInterrupt:
         print('\nreproduce.py: interrupted; the same command goes on', file=sys.stderr)
         sys.exit(130)
+    except BrokenPipeError:  # such as by `| head`: the reader has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
     except (OSError, ValueError, LookupError) as error:
         fail(f'{type(error).__name__} {error}: a file of a run is damaged, or a folder is not writable')

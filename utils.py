@@ -36,8 +36,13 @@ def run_script(main):
             stream.reconfigure(errors='backslashreplace')
     try:
         main()
+        distributed.wait()
+        distributed.leave()
     except UserError as e:
-        sys.exit(fail(script, str(e), isinstance(e, LocalError)))
+        code = fail(script, str(e), isinstance(e, LocalError))
+        if not isinstance(e, LocalError):  # with the others still waiting for this one, leaving could wait for them
+            distributed.leave()
+        sys.exit(code)
     except KeyboardInterrupt:
         print(f'\n{script}: interrupted; the same command with --resume goes on after the last finished epoch', file=sys.stderr)
         sys.exit(130)

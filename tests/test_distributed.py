@@ -1,5 +1,6 @@
 """Two processes by torchrun on the CPU: the same selection bit by bit, the same training as one process, and resumed."""
 
+import contextlib
 import json
 import os
 import signal
@@ -12,6 +13,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+
+import utils
 
 ROOT = Path(__file__).resolve().parent.parent
 ENV = os.environ | {'OMP_NUM_THREADS': '1', 'PYTHONDONTWRITEBYTECODE': '1'}
@@ -78,6 +81,20 @@ def test_two_processes_choose_from_a_stream_as_one_does(folder, monkeypatch):
     assert [line for line in lists[0] if line.endswith((',1', 'chosen'))] == lists[1] == lists[2]
     images = [np.load(folder / 'runs' / name / 'selected' / '000000.npy') for name in ('one-pass', 'two-passes')]
     assert len(images[0]) == 100 and np.array_equal(*images)
+
+
+@pytest.mark.parametrize('error, code', [(None, None), (utils.UserError('no'), 2)])
+def test_a_script_leaves_its_group(tmp_path, error, code):
+    """A process that ends in its group may abort, which torchrun takes for a failure."""
+    def main():
+        torch.distributed.init_process_group('gloo', init_method=f'file://{tmp_path}/store', rank=0, world_size=1)
+        if error:
+            raise error
+
+    with pytest.raises(SystemExit) if code else contextlib.nullcontext() as ended:
+        utils.run_script(main)
+    assert not torch.distributed.is_initialized()
+    assert not code or ended.value.code == code
 
 
 @pytest.mark.parametrize('script, args', [

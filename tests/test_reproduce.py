@@ -116,6 +116,14 @@ def test_both_tables_share_their_runs(tmp_path):
             assert len(set(told)) == len(rows)
 
 
+def test_a_reader_that_leaves_early(tmp_path):
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run([sys.executable, ROOT / 'reproduce.py', 'study', '--dry_run'], stdout=write, stderr=subprocess.PIPE, cwd=tmp_path)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, b'')
+
+
 def test_flags_of_the_users(tmp_path):
     flags = ('--rows', 'dafl', 'random', 'kd', '--seeds', '3', '4', '--wild', 'my photos', 'more', '--data', 'd', '--cache_dir', 'c',
              '--workers', '2', '--output_dir', 'out')
