@@ -20,7 +20,7 @@ import distributed
 import utils
 from arguments import at_least
 from data import DATASETS, EpochPlan, Normalise, batches, load, load_test
-from losses import kd_loss, log_adaptation_matrix, noisy_nll
+from losses import kd_loss, log_adaptation_matrix, noisy_nll, weighted_mean
 from networks import ARCHS, build, count_parameters, load_teacher, resolve_width, teacher_accuracy
 from runs import Run, print_result
 from selection import SELECT, class_weights, describe, score_and_select
@@ -77,7 +77,7 @@ def parse():
                    help="the adaptation matrix's diagonal in 0..1 (default: the teacher's measured accuracy)")
     g.add_argument('--stream', action='store_true', help='for a pool too large to keep: one pass over it, scoring as it is read, keeping '
                    'what can still be chosen; needs --num_select')
-    g.add_argument('--score_only', action='store_true', help='stop after the selection; the same command with --resume distils')
+    g.add_argument('--score_only', action='store_true', help='stop after the selection; the command with --resume in its place distils')
     return parser.parse_args()
 
 
@@ -222,13 +222,16 @@ def main():
                     s = student(x)
                 t, s = t.float(), s.float()  # (B, classes)
                 y = t.argmax(dim=1) if labels is None else labels[indices]
+                w = None if weights is None else weights[y]
+                w_sum = None if weights is None else distributed.sum_for_share(w, weight)
                 terms = {}
                 if 'kd' in r.loss:
-                    terms['loss_kd'] = kd_loss(s, t, r.T, None if weights is None else weights[y])
+                    terms['loss_kd'] = kd_loss(s, t, r.T, w)
                 if 'nll' in r.loss:
-                    terms['loss_nll'] = noisy_nll(s, y, theta, accuracy, weights)
+                    terms['loss_nll'] = noisy_nll(s, y, theta, accuracy, w, w_sum)
                 if 'ce' in r.loss:
-                    terms['loss_ce'] = F.cross_entropy(s, y, weights)
+                    ce = F.cross_entropy(s, y, reduction='none' if r.class_weights else 'mean')
+                    terms['loss_ce'] = weighted_mean(ce, w, w_sum) if r.class_weights else ce
                 loss = sum(terms.values())
                 optimizer.zero_grad(set_to_none=True)
                 optimizer_theta.zero_grad(set_to_none=True)

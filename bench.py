@@ -179,9 +179,9 @@ def bench_distil(args, work, machine):
     batch = min(256, work.count)
     step = bench_plain.distillation_step(work.teacher, work.width)
 
-    def plain():
-        batches = iter(bench_plain.loader(work.photos, True, batch, WORKERS))
-        return per_second(lambda: step(next(batches)[0]), batch)
+    def plain():  # each worker decodes its part of this one batch, and nothing of the next
+        parts = bench_plain.loader(work.photos, True, -(-batch // WORKERS), WORKERS, batch)
+        return per_second(lambda: step(torch.cat([x for x, _ in parts])), batch)
 
     def ours():
         return epoch_rate('DFND-train.py', '--dataset', 'cifar10', '--data', work.folder, '--teacher_dir', work.teacher_file,

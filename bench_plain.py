@@ -23,12 +23,13 @@ def decode(path, size):
         return np.asarray(transforms.Resize((size, size))(image.convert('RGB'))).transpose(2, 0, 1)
 
 
-def loader(folder, train, batch_size, workers):
-    """Of a folder of class folders: normalised float32 batches, cropped and flipped where `train`."""
+def loader(folder, train, batch_size, workers, count=None):
+    """Of a folder of class folders: normalised float32 batches, cropped and flipped where `train`; of the first `count` images."""
     augment = [transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip()] if train else []
     normalise = transforms.Normalize(CIFAR.mean, CIFAR.std)
     transform = transforms.Compose([transforms.Resize((32, 32)), *augment, transforms.ToTensor(), normalise])
     dataset = torchvision.datasets.ImageFolder(folder, transform)
+    dataset = dataset if count is None else torch.utils.data.Subset(dataset, range(count))
     return torch.utils.data.DataLoader(dataset, batch_size=batch_size, shuffle=train, num_workers=workers)
 
 

@@ -9,6 +9,7 @@ import io
 import itertools
 import json
 import os
+import threading
 import time
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -18,7 +19,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from utils import UserError, first_line, progress, say
+from utils import UserError, first_line, lock, progress, say
 
 DECODER = 'pil-4'  # part of a cache's key: raise it when the pixels that come out, or CHUNK, change
 CHUNK = 1024  # files of a part; a shard is a part of its own
@@ -250,14 +251,12 @@ def cached(cache_dir, name, key, write):
 
 @contextlib.contextmanager
 def locked(path):
-    """Holds an exclusive lock on the file; a process that dies lets go of it. Without fcntl (Windows) there is none."""
-    try:
-        import fcntl
-    except ImportError:
-        yield
-        return
-    with open(path, 'w') as f:
-        fcntl.flock(f, fcntl.LOCK_EX)
+    """Holds an exclusive lock on the file, for which it waits; a process that dies lets go of it."""
+    if not (file := lock(path)):
+        say(f'waiting for another process, which decodes the same images ({path})')
+        while not (file := lock(path)):
+            time.sleep(0.5)
+    with file:
         yield
 
 
@@ -272,7 +271,7 @@ def run_jobs(function, jobs, workers):
         yield from map(function, itertools.chain(first, jobs))
         return
     try:
-        with ProcessPoolExecutor(workers) as pool:
+        with ProcessPoolExecutor(workers, initializer=end_with_parent, initargs=(os.getpid(),)) as pool:
             under_way = collections.deque()
             try:
                 for job in itertools.chain(first, jobs):
@@ -286,6 +285,17 @@ def run_jobs(function, jobs, workers):
     except BrokenProcessPool:
         raise UserError('a decoding process died (out of memory?): run the same command again, and lower --workers if it dies '
                         'again') from None
+
+
+def end_with_parent(parent):
+    """Has this worker process end when the one that made it, of id `parent`, does; else it would wait for work for ever."""
+
+    def watch():
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 @functools.cache

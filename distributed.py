@@ -104,6 +104,15 @@ def own(start, stop):
     return first, last, (last - first) * world() / count
 
 
+def sum_for_share(weights, weight):
+    """What a share's weighted mean divides by, so that the average over processes is the weighted mean over the batch: the global
+    batch's mean weight, for as many images as the share has. weights: (b,), the share's. weight: see `own`.
+    """
+    if world() == 1:
+        return weights.sum()
+    return total(weights.mean() * weight) / world() * len(weights)
+
+
 def average_gradients(*modules):
     """Averages the gradients of modules or tensors over all processes, in one reduction."""
     if world() == 1:

@@ -37,18 +37,22 @@ def log_adaptation_matrix(theta, accuracy):
     return torch.cat([diagonal[0], tail.flatten()]).reshape(C, C)
 
 
-def noisy_nll(student, labels, theta, accuracy, class_weights=None):
+def noisy_nll(student, labels, theta, accuracy, weights=None, weight_sum=None):
     """L_NLL = weighted mean of -log (softmax(s_i) @ Q)[y_i]: the likelihood of the teacher's noisy label (section 3.3).
 
     student: logits (B, C). labels: (B,), the teacher's arg-max. theta, accuracy: see `log_adaptation_matrix`.
-    class_weights: (C,) or None; weighted as torch's nll_loss weighs, by the sum of the weights.
+    weights: (B,), each image's class weight, or None; the mean is by their sum, as torch's nll_loss has it, or by `weight_sum`.
     """
     log_q = log_adaptation_matrix(theta, accuracy).t()[labels]  # (B, C): log Q[:, y_i]
     log_likelihood = torch.logsumexp(F.log_softmax(student, dim=1) + log_q, dim=1)  # (B,)
-    if class_weights is None:
-        return -log_likelihood.mean()
-    w = class_weights[labels]
-    return -(w * log_likelihood).sum() / w.sum()
+    return weighted_mean(-log_likelihood, weights, weight_sum)
+
+
+def weighted_mean(values, weights=None, weight_sum=None):
+    """values, weights: (B,). By the sum of the weights, or by `weight_sum`; without weights the plain mean."""
+    if weights is None:
+        return values.mean()
+    return (weights * values).sum() / (weights.sum() if weight_sum is None else weight_sum)
 
 
 # ---------------------------------------------------------------- DAFL (ICCV 2019, section 3)

@@ -43,8 +43,12 @@ class Job(NamedTuple):
     def state(self):
         if not self.done():
             return 'to go on' if (self.folder / 'config.json').is_file() else 'to do'
-        told = json.loads((self.folder / 'config.json').read_text(encoding='utf-8')).get('command', '')
-        return 'done' if asked(shlex.split(told)[2:]) == asked(self.arguments) else f'done, but by another command: {told}'
+        config = json.loads((self.folder / 'config.json').read_text(encoding='utf-8'))
+        told = config.get('command', '')
+        then, now = asked(shlex.split(told)[2:]), asked(self.arguments)
+        if now.get('--amp') == [config.get('args', {}).get('amp')]:  # what --amp auto found then is what is asked for now
+            then['--amp'] = now['--amp']
+        return 'done' if then == now else f'done, but by another command: {told}'
 
 
 def asked(arguments):
@@ -55,7 +59,7 @@ def asked(arguments):
             values = flags[word] = []
         else:
             values.append(word)
-    where = ('--data', '--cache_dir', '--workers', '--output_dir', '--run', '--teacher_dir', '--resume', '--device')
+    where = ('--data', '--cache_dir', '--workers', '--output_dir', '--run', '--teacher_dir', '--resume', '--device', '--compile')
     return {flag: values for flag, values in flags.items() if flag not in where}
 
 
@@ -197,6 +201,14 @@ def in_our_case(name):
     return next((dataset for dataset in KIND if dataset.lower() == name.lower()), name)
 
 
+def may_be_set(source):
+    try:
+        from wild import is_set  # and with it torch, without which a plan can be printed all the same
+    except ModuleNotFoundError:
+        return True
+    return is_set(source)
+
+
 def parse(argv):
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.error = lambda message: fail(f'{message}: see --help')
@@ -222,9 +234,9 @@ def parse(argv):
         fail(f'--scale {args.scale}, but {args.dataset} has {" and ".join(scales)}: give --scale {scales[-1]}')
     if not args.tflops > 0:
         fail(f'--tflops {args.tflops}, expected a number above 0')
-    gone = [source for source in args.wild or () if '/' in source and '{' not in source and not Path(source).exists()]
-    if gone:  # the teacher is trained before a script looks for it
-        fail(f'--wild {gone[0]} does not exist: name a folder of images')
+    for source in args.wild or ():  # the teacher is trained before a script looks for it
+        if '{' not in source and not Path(source).exists() and ('/' in source or not may_be_set(source)):
+            fail(f'--wild {source} does not exist: name a folder of images, or a set that torchvision has')
     known = TABLE1[kind] if args.table == 'table1' else ['teacher', *dict.fromkeys(row for rows in STUDY[kind].values() for row in rows)]
     unknown = [row for row in args.rows or () if row not in known]
     if unknown:

@@ -13,7 +13,7 @@ import torchvision
 
 import distributed
 from networks import build, count_multiply_adds, count_parameters, save_network, save_tensors
-from utils import UserError, first_line, say
+from utils import UserError, first_line, lock, say
 
 
 def write_json(path, content):
@@ -51,6 +51,7 @@ class Run:
         """settings: a dict of every resolved argument; `args` gives output_dir, run, resume."""
         self.folder = Path(args.output_dir) / (args.run or name)
         self.name = self.folder.name
+        self.lock = None
         self.started = time.time()
         self.before = 0.0  # seconds of the sittings before this one
         self.settings = distributed.on_first(self._open, args, device, settings)
@@ -92,16 +93,10 @@ class Run:
         return self.folder.is_dir() and all(path.name == 'lock' or path.suffix == '.partial' for path in self.folder.iterdir())
 
     def _lock(self):
-        """Holds the folder for as long as this process lives, where the system has fcntl."""
-        try:
-            import fcntl
-        except ImportError:
-            return
-        self.lock = open(self.folder / 'lock', 'w')  # noqa: SIM115, closed with the process
-        try:
-            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f'another process is running in {self.folder}: wait for it, or give --run NAME for another folder') from None
+        """Holds the folder for as long as this process lives."""
+        self.lock = self.lock or lock(self.folder / 'lock')
+        if not self.lock:
+            raise UserError(f'another process is running in {self.folder}: wait for it, or give --run NAME for another folder')
 
     def finished(self):
         """The result of a finished run, or None."""

@@ -15,7 +15,8 @@ from wild import Pool
 
 class Candidates:
     """The images of a stream that can still be chosen: the best `num_select` of all and, for balanced selection, the best
-    num_select / C of every class: at most twice num_select, and half as many again before the next clearing.
+    num_select / C of every class: at most twice num_select, and half as many again before the next clearing. They lie in one
+    table, in the stream's order, which a clearing closes up in place.
 
     Best is: lowest noise, or, for random selection, the lowest of numbers drawn for each part by (seed, its number).
     """
@@ -23,7 +24,7 @@ class Candidates:
     def __init__(self, num_select, how, num_classes, seed):
         self.num_select, self.how, self.num_classes, self.seed = num_select, how, num_classes, seed
         self.columns = None  # keys, noise, labels, positions (part's number, row), images, names: an array each
-        self.new, self.new_count, self.room = [], 0, max(num_select // 2, 4096)
+        self.count, self.capacity = 0, 2 * num_select + max(num_select // 2, 4096)
         self.bar, self.class_bars = np.inf, np.full(num_classes, -np.inf)  # above both, an image can't be chosen any more
         self.counts, self.noise_sum = np.zeros(num_classes, np.int64), 0.0  # of all that passed
 
@@ -33,23 +34,26 @@ class Candidates:
         self.noise_sum += float(noise.sum(dtype=np.float64))
         keys = self.draw(number, len(noise)) if self.how == 'random' else noise
         keep = np.flatnonzero((keys < self.bar) | (keys < self.class_bars[labels]))
-        if len(keep):
-            positions = np.stack([np.full(len(keep), number), keep], axis=1)
-            self.new.append((keys[keep], noise[keep], labels[keep], positions, images[keep], np.array([names[i] for i in keep], object)))
-            self.new_count += len(keep)
-        if self.new_count > self.room:
-            self.clear()
+        while len(keep):
+            if self.count == self.capacity:
+                self.clear()
+            some, keep = np.split(keep, [self.capacity - self.count])
+            positions = np.stack([np.full(len(some), number), some], axis=1)
+            rows = (keys[some], noise[some], labels[some], positions, images[some], np.array([names[i] for i in some], object))
+            if self.columns is None:  # empty ones take memory only as they are filled
+                self.columns = [np.empty((self.capacity, *x.shape[1:]), x.dtype) for x in rows]
+            for column, new in zip(self.columns, rows):
+                column[self.count : self.count + len(some)] = new
+            self.count += len(some)
 
     def draw(self, number, count):
         return torch.rand(count, generator=rng(self.seed, 'random selection', number), dtype=torch.float64).numpy()
 
     def clear(self):
         """Drops what can't be chosen any more, and sets the bars for what comes."""
-        if not self.new:
+        if not self.count:
             return
-        blocks = [*([] if self.columns is None else [self.columns]), *self.new]
-        self.columns, self.new, self.new_count = None, [], 0
-        keys, labels = (np.concatenate([block[i] for block in blocks]) for i in (0, 2))
+        keys, _, labels, *_ = self.table()
         order = cleanest_first(keys)
         chosen = np.zeros(len(keys), bool)
         chosen[order[: self.num_select]] = True
@@ -62,8 +66,15 @@ class Candidates:
             self.class_bars = np.full(self.num_classes, np.inf)
             last = order[rank == quota - 1]
             self.class_bars[labels[last]] = keys[last]
-        masks = np.split(chosen, np.cumsum([len(block[0]) for block in blocks])[:-1])
-        self.columns = tuple(np.concatenate([block[i][mask] for block, mask in zip(blocks, masks)]) for i in range(6))
+        kept, self.count = np.flatnonzero(chosen), int(chosen.sum())
+        for i in range(0, self.count, 4096):  # a row never moves behind one that is still to move
+            some = kept[i : i + 4096]
+            for column in self.columns:
+                column[i : i + len(some)] = column[some]
+
+    def table(self):
+        """The columns as far as they are filled."""
+        return [column[: self.count] for column in self.columns or [np.empty(0)] * 6]
 
 
 def select_from_stream(parts, folder, teacher, normalise, device, amp, num_select, how, num_classes, seed):
@@ -112,10 +123,11 @@ def merge(kept, folder):
 
 def leave(kept, folder, rank):
     """Writes a process's candidates."""
-    keys, noise, labels, positions, images, names = kept.columns or [np.empty(0)] * 6
+    keys, noise, labels, positions, images, names = kept.table()
     save_part(folder, rank, images, names)
     np.savez(folder / f'{rank}.npz', keys=keys, noise=noise, labels=labels, positions=positions, counts=kept.counts,
              noise_sum=kept.noise_sum)
+    kept.columns = None
 
 
 def choose(kept, shares, folder):

@@ -15,6 +15,7 @@ from images import assert_pool_is, break_files, error_of, pixels, reference, who
 from PIL import Image
 
 import decode
+import utils
 from decode import decode_files, to_array
 from wild import Pool, open_pool
 
@@ -330,6 +331,37 @@ def test_two_processes_that_want_the_same_cache_both_get_it_from_spawned_workers
         out, err = run.communicate(timeout=100)
         assert run.returncode == 0 and out.split()[-1] == expected, err
     assert (tmp_path / 'count').read_text() == 'x' * 16  # one of the two decoded, the other waited
+
+
+@pytest.mark.skipif(not Path('/proc/self/task').exists(), reason='no /proc')
+@pytest.mark.parametrize('method', ['fork', 'spawn'])
+def test_a_killed_run_leaves_neither_its_lock_nor_its_workers(tmp_path, method):
+    write_images(tmp_path / 'photos', 200)
+    (tmp_path / 'script.py').write_text(SCRIPT)
+    command = [sys.executable, str(tmp_path / 'script.py'), str(Path(decode.__file__).parent), method, str(tmp_path / 'photos'),
+               str(tmp_path / 'cache'), str(tmp_path / 'count')]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as run:
+        run.stdin.write(b'go\n')
+        run.stdin.flush()
+        while not (tmp_path / 'count').exists():
+            time.sleep(0.01)
+        workers = [Path(f'/proc/{pid}/cmdline') for pid in Path(f'/proc/{run.pid}/task/{run.pid}/children').read_text().split()]
+        lock, = (tmp_path / 'cache').glob('*.lock')
+        assert len(workers) >= 2 and not utils.lock(lock)
+        run.kill()
+        run.wait()
+    assert utils.lock(lock)
+    until = time.time() + 20
+    while any(map(is_alive, workers)):
+        assert time.time() < until
+        time.sleep(0.1)
+
+
+def is_alive(cmdline):
+    try:
+        return cmdline.read_bytes() != b''  # a zombie's is empty
+    except OSError:
+        return False
 
 
 def test_a_cache_folder_that_cannot_be_written_is_named(tmp_path):

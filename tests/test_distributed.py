@@ -14,7 +14,9 @@ import pytest
 import torch
 from PIL import Image
 
+import distributed
 import utils
+from losses import weighted_mean
 
 ROOT = Path(__file__).resolve().parent.parent
 ENV = os.environ | {'OMP_NUM_THREADS': '1', 'PYTHONDONTWRITEBYTECODE': '1'}
@@ -81,6 +83,21 @@ def test_two_processes_choose_from_a_stream_as_one_does(folder, monkeypatch):
     assert [line for line in lists[0] if line.endswith((',1', 'chosen'))] == lists[1] == lists[2]
     images = [np.load(folder / 'runs' / name / 'selected' / '000000.npy') for name in ('one-pass', 'two-passes')]
     assert len(images[0]) == 100 and np.array_equal(*images)
+
+
+def test_weighted_means_of_shares_average_to_the_whole_batchs(monkeypatch):
+    values, w = torch.rand(3, 9), torch.rand(3, 9)
+    monkeypatch.setattr(distributed, 'world', lambda: 3)
+    for batch in (9, 2):  # of two images, one of the three processes has none of its own
+        shares = []
+        for rank in range(3):
+            monkeypatch.setattr(distributed, 'rank', lambda rank=rank: rank)
+            shares.append(distributed.own(0, batch))
+        own = [(values[0, first:last], w[0, first:last], weight) for first, last, weight in shares]
+        monkeypatch.setattr(distributed, 'total', lambda _, own=own: sum(x.mean() * weight for _, x, weight in own))
+        means = [weighted_mean(v, x, distributed.sum_for_share(x, weight)) * weight for v, x, weight in own]
+        whole = weighted_mean(values[0, :batch], w[0, :batch])
+        assert sum(means) / 3 == pytest.approx(float(whole), rel=1e-5)
 
 
 @pytest.mark.parametrize('error, code', [(None, None), (utils.UserError('no'), 2)])

@@ -109,7 +109,7 @@ def test_noisy_nll_equals_the_plain_loop(weighted, a, C):
     s, t, theta, w = data(C=C)
     labels = t.argmax(dim=1)
     inputs = [s, theta] if C > 2 else [s]  # of two classes, a row of theta has one entry, and nothing to learn
-    assert_same(noisy_nll(s, labels, theta, a, w if weighted else None),
+    assert_same(noisy_nll(s, labels, theta, a, w[labels] if weighted else None),
                 plain_nll(s, labels, theta, a, w if weighted else [1.0] * C), inputs)
 
 
@@ -117,7 +117,7 @@ def test_noisy_nll_equals_the_plain_loop(weighted, a, C):
 def test_noisy_nll_of_a_perfect_teacher_is_cross_entropy(weighted):
     s, t, theta, w = data()
     labels, w = t.argmax(dim=1), w if weighted else None
-    ours = noisy_nll(s, labels, theta, 1.0, w)
+    ours = noisy_nll(s, labels, theta, 1.0, w if w is None else w[labels])
     plain = F.nll_loss(F.log_softmax(s, dim=1), labels, weight=w)
     torch.testing.assert_close(ours, plain, rtol=1e-12, atol=0)
     ours_s, ours_theta = torch.autograd.grad(ours, [s, theta])

@@ -213,6 +213,12 @@ def test_done_rows_are_skipped_published_and_reported(tmp_path):
         assert (copy / 'result.json').read_bytes() == (tmp_path / 'runs/mnist5k-demo' / run / 'result.json').read_bytes()
 
 
+def test_a_folder_without_a_slash_that_is_not_there(tmp_path):
+    done = subprocess.run([sys.executable, SCRIPT, 'table1', '--dry_run', '--wild', 'STL10', 'photoz'], cwd=tmp_path, env=ENV,
+                          capture_output=True, text=True)
+    assert '--wild photoz does not exist' in error(done)
+
+
 def test_states(tmp_path):
     make_run(tmp_path, 'teacher-s0')
     make_run(tmp_path, 'dfnd-s0', finished=False)
