@@ -128,16 +128,16 @@ def paired_difference(row, base):
 
 
 def selections(rows):
-    """What the rows of different selections hold, of each row's lowest seed: the teacher's noise, and images a pseudo-label."""
-    rows = [row for row in rows if row['runs'][0].get('selected_per_class')]
+    """What the rows of different selections hold: the teacher's noise, and images a pseudo-label, each a mean over the seeds."""
+    rows = [row for row in rows if all(run.get('selected_per_class') for run in row['runs'])]
     if len({row['told']['select'] for row in rows}) < 2:
         return []
     cells = []
     for row in rows:
-        run = row['runs'][0]
-        noises = [f'{run[key]:.3g}' for key in ('noise', 'noise_max', 'pool_noise')]
-        cells.append([row['name'], *noises, ' '.join(map(str, run['selected_per_class']))])
-    head = ['selection', 'noise, mean (nats)', 'noise, largest', "the pool's mean", 'images of each pseudo-label, in order']
+        noises = [f'{statistics.mean(run[key] for run in row["runs"]):.3g}' for key in ('noise', 'noise_max', 'pool_noise')]
+        counts = [round(statistics.mean(of_class)) for of_class in zip(*(run['selected_per_class'] for run in row['runs']))]
+        cells.append([row['name'], *noises, ' '.join(map(str, counts))])
+    head = ['selection (means over the seeds)', 'noise (nats)', 'noise, largest', "the pool's noise", 'images of each pseudo-label, in order']
     return markdown(head, 1, cells)
 
 

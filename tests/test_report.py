@@ -205,12 +205,12 @@ def test_a_study_is_a_slim_table_in_the_order_asked_for(tmp_path):
 def test_what_selections_hold_stands_below_a_study_that_compares_them(tmp_path):
     held = dict(noise=0.01234, noise_max=0.5, pool_noise=0.71)
     make_run(tmp_path / 'runs', 'dfnd-s0', 'dfnd', selected_per_class=[3, 4, 3], **held)
-    make_run(tmp_path / 'runs', 'dfnd-s1', 'dfnd', seed=1, selected_per_class=[9, 9, 9], **held)
+    make_run(tmp_path / 'runs', 'dfnd-s1', 'dfnd', seed=1, noise=0.03234, noise_max=0.7, pool_noise=0.71, selected_per_class=[9, 9, 8])
     make_run(tmp_path / 'runs', 'confidence-s0', 'dfnd', select='confidence', selected_per_class=[0, 9, 1], **held)
     make_run(tmp_path / 'runs', 'T8-s0', 'dfnd', args={'T': 8.0}, selected_per_class=[3, 4, 3], **held)
     text = report(tmp_path, '--no_figures', '--study', 'confidence', 'dfnd').stdout
     assert cells(text[text.index('| selection'):]) == {
-        'DFND (balanced)': ['0.0123', '0.5', '0.71', '3 4 3'], 'DFND (confidence)': ['0.0123', '0.5', '0.71', '0 9 1']}
+        'DFND (balanced)': ['0.0223', '0.6', '0.71', '6 6 6'], 'DFND (confidence)': ['0.0123', '0.5', '0.71', '0 9 1']}
     assert 'pseudo-label' not in report(tmp_path, '--no_figures', '--study', 'dfnd', 'T8').stdout
 
 
