@@ -137,7 +137,8 @@ def selections(rows):
         noises = [f'{statistics.mean(run[key] for run in row["runs"]):.3g}' for key in ('noise', 'noise_max', 'pool_noise')]
         counts = [round(statistics.mean(of_class)) for of_class in zip(*(run['selected_per_class'] for run in row['runs']))]
         cells.append([row['name'], *noises, ' '.join(map(str, counts))])
-    head = ['selection (means over the seeds)', 'noise (nats)', 'noise, largest', "the pool's noise", 'images of each pseudo-label, in order']
+    head = ['selection (means over the seeds)', 'noise (nats)', 'noise, largest', "the pool's noise",
+            'images of each pseudo-label, in order']
     return markdown(head, 1, cells)
 
 
