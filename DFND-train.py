@@ -20,7 +20,7 @@ import distributed
 import utils
 from arguments import at_least
 from data import DATASETS, EpochPlan, Normalise, batches, load, load_test
-from losses import kd_loss, log_adaptation_matrix, noisy_nll, weighted_mean
+from losses import kd_loss, log_adaptation_matrix, noisy_nll
 from networks import ARCHS, build, count_parameters, load_teacher, resolve_width, teacher_accuracy
 from runs import Run, print_result
 from selection import SELECT, class_weights, describe, score_and_select
@@ -230,8 +230,7 @@ def main():
                 if 'nll' in r.loss:
                     terms['loss_nll'] = noisy_nll(s, y, theta, accuracy, w, w_sum)
                 if 'ce' in r.loss:
-                    ce = F.cross_entropy(s, y, reduction='none' if r.class_weights else 'mean')
-                    terms['loss_ce'] = weighted_mean(ce, w, w_sum) if r.class_weights else ce
+                    terms['loss_ce'] = F.cross_entropy(s, y) if w is None else F.cross_entropy(s, y, weights, reduction='sum') / w_sum
                 loss = sum(terms.values())
                 optimizer.zero_grad(set_to_none=True)
                 optimizer_theta.zero_grad(set_to_none=True)

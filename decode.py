@@ -1,7 +1,5 @@
 """Image files and shards to uint8 arrays: decoded once by worker processes, then kept in parts and read as memory."""
 
-import collections
-import contextlib
 import errno
 import functools
 import hashlib
@@ -9,17 +7,15 @@ import io
 import itertools
 import json
 import os
-import threading
 import time
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 
-from utils import UserError, first_line, lock, progress, say
+from processes import locked, run_jobs
+from utils import UserError, first_line, progress, say
 
 DECODER = 'pil-4'  # part of a cache's key: raise it when the pixels that come out, or CHUNK, change
 CHUNK = 1024  # files of a part; a shard is a part of its own
@@ -247,55 +243,6 @@ def cached(cache_dir, name, key, write):
             raise UserError(f'--cache_dir {cache_dir} can not be written ({first_line(e)}): free space there, or name another') from None
     counts = json.loads((folder / 'parts.json').read_text())
     return folder, [Part(folder / file, count) for file, count in counts if count]
-
-
-@contextlib.contextmanager
-def locked(path):
-    """Holds an exclusive lock on the file, for which it waits; a process that dies lets go of it."""
-    if not (file := lock(path)):
-        say(f'waiting for another process, which decodes the same images ({path})')
-        while not (file := lock(path)):
-            time.sleep(0.5)
-    with file:
-        yield
-
-
-def run_jobs(function, jobs, workers):
-    """Yields function(job) for every job in order, in this process (workers=0) or in worker processes, by fork or spawn alike.
-
-    Few jobs are under way at a time, so that memory does not grow with their number.
-    """
-    jobs = iter(jobs)
-    first = list(itertools.islice(jobs, 2))
-    if workers == 0 or len(first) < 2:
-        yield from map(function, itertools.chain(first, jobs))
-        return
-    try:
-        with ProcessPoolExecutor(workers, initializer=end_with_parent, initargs=(os.getpid(),)) as pool:
-            under_way = collections.deque()
-            try:
-                for job in itertools.chain(first, jobs):
-                    under_way.append(pool.submit(function, job))
-                    if len(under_way) >= 3 * workers:
-                        yield under_way.popleft().result()
-                while under_way:
-                    yield under_way.popleft().result()
-            finally:  # of what is left, nothing is begun any more
-                pool.shutdown(wait=False, cancel_futures=True)
-    except BrokenProcessPool:
-        raise UserError('a decoding process died (out of memory?): run the same command again, and lower --workers if it dies '
-                        'again') from None
-
-
-def end_with_parent(parent):
-    """Has this worker process end when the one that made it, of id `parent`, does; else it would wait for work for ever."""
-
-    def watch():
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 @functools.cache

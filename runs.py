@@ -13,7 +13,8 @@ import torchvision
 
 import distributed
 from networks import build, count_multiply_adds, count_parameters, save_network, save_tensors
-from utils import UserError, first_line, lock, say
+from processes import lock
+from utils import UserError, first_line, say
 
 
 def write_json(path, content):

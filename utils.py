@@ -5,7 +5,6 @@ import hashlib
 import math
 import os
 import sys
-import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,11 +13,6 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 import distributed
-
-try:
-    import fcntl
-except ImportError:
-    fcntl = None
 
 
 class UserError(Exception):
@@ -59,33 +53,6 @@ def fail(script, message, local=False):
         print(f'{script}: error: {" ".join(message.split())}', file=sys.stderr, flush=True)
     return 2
 
-
-# ---------------------------------------------------------------- locks
-
-LOCKED = weakref.WeakSet()
-
-
-def lock(path):
-    """The opened file, locked for as long as it is open and this process lives; None where another process holds it. Without
-    fcntl (Windows) nothing is locked."""
-    file = open(path, 'w')  # noqa: SIM115
-    if fcntl:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.close()
-            return None
-        LOCKED.add(file)
-    return file
-
-
-def let_go():
-    for file in list(LOCKED):
-        file.close()
-
-
-if hasattr(os, 'register_at_fork'):  # else a worker process that outlives its parent would hold the parent's locks
-    os.register_at_fork(after_in_child=let_go)
 
 # ---------------------------------------------------------------- device, precision, seeds
 

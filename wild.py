@@ -24,8 +24,8 @@ from decode import (
     file_jobs,
     fingerprints,
     image_suffixes,
-    run_jobs,
 )
+from processes import run_jobs
 from utils import UserError, first_line, free_memory, say, warn
 
 # pools that are drawn here, without a file: (size, channels) -> (N, size, size) or (N, size, size, 3) uint8

@@ -15,7 +15,7 @@ from images import assert_pool_is, break_files, error_of, pixels, reference, who
 from PIL import Image
 
 import decode
-import utils
+import processes
 from decode import decode_files, to_array
 from wild import Pool, open_pool
 
@@ -347,10 +347,10 @@ def test_a_killed_run_leaves_neither_its_lock_nor_its_workers(tmp_path, method):
             time.sleep(0.01)
         workers = [Path(f'/proc/{pid}/cmdline') for pid in Path(f'/proc/{run.pid}/task/{run.pid}/children').read_text().split()]
         lock, = (tmp_path / 'cache').glob('*.lock')
-        assert len(workers) >= 2 and not utils.lock(lock)
+        assert len(workers) >= 2 and not processes.lock(lock)
         run.kill()
         run.wait()
-    assert utils.lock(lock)
+    assert processes.lock(lock)
     until = time.time() + 20
     while any(map(is_alive, workers)):
         assert time.time() < until
