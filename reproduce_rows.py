@@ -31,6 +31,7 @@ ROWS = {  # id: (name, script, flags at every scale); {words} are those above
     'loss-kd+ce': ('DFND, KD + CE without Q', DFND, '{base} --loss kd+ce'),
     'acc-published': ("DFND, the published constant as Q's diagonal (elsewhere CIFAR-10's)", DFND, '{base} --teacher_acc {acc}'),
     'norm-imagenet': ("DFND, ImageNet's normalisation", DFND, '{base} --wild_norm imagenet'),
+    'confidence-imagenet': ("DFND, the surest over all classes, ImageNet's normalisation", DFND, '--select confidence --wild_norm imagenet'),
     # to the balanced selection they would do nothing: where all classes are as large, all weights are 1
     'class-weights': ('DFND, the surest over all classes, with class weights', DFND, '--select confidence --class_weights'),
     'T2': ('DFND, T = 2', DFND, '{base} --T 2'),
@@ -50,6 +51,7 @@ CIFAR_STUDY = {
     'selection': ['confidence', 'dfnd-corrected', 'random', 'all'],
     'loss': ['dfnd-corrected', 'loss-kd', 'loss-nll', 'loss-kd+ce', 'acc-published'],
     'normalisation': ['dfnd-corrected', 'norm-imagenet'],
+    'what sets released apart': ['confidence', 'confidence-imagenet', 'dfnd-released'],  # normalisation, then the diagonal
     'class weights': ['confidence', 'class-weights'],
     'temperature': ['T2', 'dfnd-corrected', 'T8'],
     'augmentation': ['dfnd-corrected', 'no-augment'],
@@ -57,7 +59,7 @@ CIFAR_STUDY = {
     'images seen': ['seen-half', 'dfnd-corrected', 'seen-double'],
 }
 MNIST_STUDY = {question: ['dfnd' if row == 'dfnd-corrected' else row for row in rows]
-               for question, rows in CIFAR_STUDY.items() if question != 'normalisation'}  # ImageNet's is for photos
+               for question, rows in CIFAR_STUDY.items() if 'norm-imagenet' not in rows and 'confidence-imagenet' not in rows}
 STUDY = {'cifar': CIFAR_STUDY, 'MNIST': MNIST_STUDY | {'num_select': ['n1000', 'n2500', 'n5000', 'dfnd', 'n25000']}}
 
 # ---------------------------------------------------------------- the scales
@@ -80,7 +82,8 @@ BUDGETS = {
 }
 SEEDS = {  # how many, 0 first; 'other': of every row that stands not here
     'cifar': {'other': 1, **dict.fromkeys(
-        ['random', 'dfnd-released', 'dfnd-first-upload', *CIFAR_STUDY['selection'], *CIFAR_STUDY['loss']], 3)},
+        ['student', 'kd', 'dfnd-released', 'dfnd-first-upload', 'norm-imagenet', 'confidence-imagenet',
+         *CIFAR_STUDY['selection'], *CIFAR_STUDY['loss']], 3)},
     'MNIST': {'other': 5, 'dafl': 1},
     'mnist5k': {'other': 1},
 }
