@@ -18,8 +18,8 @@ ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / 'reproduce.py'
 ENV = os.environ | {'OMP_NUM_THREADS': '1', 'PYTHONDONTWRITEBYTECODE': '1'}
 PLANS = [  # and how many runs each has
-    ('table1', 'cifar10', 'cpu', 16), ('table1', 'cifar100', 'full', 16), ('table1', 'MNIST', 'cpu', 36), ('table1', 'MNIST', 'full', 36),
-    ('study', 'cifar10', 'cpu', 34), ('study', 'cifar100', 'full', 34), ('study', 'MNIST', 'cpu', 95), ('study', 'MNIST', 'full', 95),
+    ('table1', 'cifar10', 'cpu', 20), ('table1', 'cifar100', 'full', 20), ('table1', 'MNIST', 'cpu', 36), ('table1', 'MNIST', 'full', 36),
+    ('study', 'cifar10', 'cpu', 42), ('study', 'cifar100', 'full', 42), ('study', 'MNIST', 'cpu', 95), ('study', 'MNIST', 'full', 95),
     ('table1', 'mnist5k', 'demo', 4)]
 
 
@@ -74,6 +74,8 @@ def in_full(script, dataset, scale, flags, run, teacher=None):
     ('table1', 'MNIST', 'cpu', 'dfnd-s4', 'DFND-train.py', '--select balanced --num_select 10000', 'teacher-s4'),
     ('table1', 'mnist5k', 'demo', 'dafl-s0', 'DAFL-train.py', '--epochs 2 --batch_size 128', 'teacher-s0'),
     ('study', 'cifar10', 'cpu', 'all-s2', 'DFND-train.py', '--select all --steps 1176 --batch_size 128', 'teacher-s0'),
+    ('study', 'cifar10', 'cpu', 'confidence-imagenet-s2', 'DFND-train.py',
+     '--select confidence --wild_norm imagenet --num_select 10000 --epochs 15 --batch_size 128', 'teacher-s0'),
     ('study', 'cifar10', 'cpu', 'class-weights-s0', 'DFND-train.py',
      '--select confidence --class_weights --num_select 10000 --epochs 15 --batch_size 128', 'teacher-s0'),
     ('study', 'cifar10', 'full', 'acc-published-s2', 'DFND-train.py', '--recipe corrected --teacher_acc 0.9523', 'teacher-s0'),
@@ -108,7 +110,8 @@ def test_both_tables_share_their_runs(tmp_path):
     for dataset in ('cifar10', 'MNIST'):
         one, two = (dry_run(tmp_path, table, '--dataset', dataset)[1] for table in ('table1', 'study'))
         shared = one.keys() & two.keys()
-        assert {name.rsplit('-s', 1)[0] for name in shared} == {'teacher', 'random', 'dfnd-corrected' if dataset == 'cifar10' else 'dfnd'}
+        assert {name.rsplit('-s', 1)[0] for name in shared} == {
+            'teacher', 'random', *(['dfnd-corrected', 'dfnd-released'] if dataset == 'cifar10' else ['dfnd'])}
         assert all(one[name] == two[name] for name in shared)
         for commands in (one, two):  # one row, one command
             told = [re.sub(r' --(run|seed|teacher_dir) \S+', '', command) for command in commands.values()]
