@@ -16,7 +16,7 @@ import arguments
 import distributed
 import utils
 from arguments import at_least
-from data import DATASETS, Normalise, load_test
+from data import DATASETS, SIZE, Normalise, load_test
 from generator import Generator
 from losses import activation_loss, information_entropy_loss, kd_loss, one_hot_loss
 from networks import ARCHS, build, count_parameters, load_teacher, resolve_width, teacher_accuracy
@@ -45,8 +45,6 @@ def parse():
     g.add_argument('--oh', type=at_least(float, 0), help='weight of the one-hot loss')
     g.add_argument('--ie', type=at_least(float, 0), help='weight of the information entropy loss: raise it if classes are missing')
     g.add_argument('--a', type=at_least(float, 0), help='weight of the activation loss')
-    g.add_argument('--img_size', type=int, default=32, help='of the generated images: the networks take 32')
-    g.add_argument('--channels', type=int, help="of the generated images (default: the teacher's)")
     return parser.parse_args()
 
 
@@ -56,13 +54,10 @@ def main():
     info = DATASETS[args.dataset]
     device = utils.pick_device(args.device)
     teacher, facts, teacher_file = load_teacher(args.teacher_dir or args.output_dir, args.dataset, info, device, args.amp)
-    if args.img_size != 32 or args.channels not in (None, facts['channels']):
-        raise utils.UserError(f'--img_size {args.img_size}, --channels {args.channels}, but the teacher takes images of 32 x 32 with '
-                              f'{facts["channels"]} channels: leave both out')
     arch = args.arch or info.student
     width = resolve_width(arch, args.width, facts)
     r = SimpleNamespace(**arguments.override(RECIPES[args.dataset], args))
-    amp = utils.pick_amp(args.amp, device, 'generator')  # its convolutions are large, whatever the teacher
+    amp = utils.pick_amp(args.amp, device, 'generator')  # of all three networks: the generator takes most of the step's time
     student_amp = utils.pick_amp(args.amp, device, arch)  # to evaluate in, as the other scripts do
     shown = vars(r) | {'teacher': facts['digest'], 'arch': arch, 'width': width, 'channels': facts['channels'], 'device': device.type,
                        'amp': amp}
@@ -77,7 +72,7 @@ def main():
         return print_result(run.finished())
     utils.seed_init(args.seed, 'dafl')
     student = utils.to_device(build(arch, width, facts['classes'], facts['channels']), device)
-    generator = utils.to_device(Generator(args.img_size, r.latent_dim, facts['channels']), device)
+    generator = utils.to_device(Generator(SIZE, r.latent_dim, facts['channels']), device)
     optimizer_S = utils.make_optimizer(r.optimizer, student.parameters(), r.lr)
     optimizer_G = torch.optim.Adam(generator.parameters(), lr=r.lr_G)
     epoch, step = run.start('student', student, facts | {'arch': arch, 'width': width}, r.epochs, device, generator=generator,

@@ -31,19 +31,20 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 PUBLISHED_ACC = {'cifar10': 0.9523, 'cifar100': 0.7774}  # the adaptation matrix's diagonal in both published files
 LOSSES = ('kd+nll', 'kd', 'nll', 'kd+ce', 'ce')
 
-# epochs: num_select -> number of epochs, the published formulas; range(1, epochs) in both published files drops the last one.
+# epochs_of: num_select -> number of epochs, the published formulas; range(1, epochs) in both published files drops the last one.
 RELEASED = dict(select='confidence', num_select=600_000, T=4.0, class_weights=False, augment=True, wild_norm='imagenet', published_acc=True,
-                epochs=lambda n: int(40_000 / n * 512) - 1, steps=None, batch_size=256, optimizer='sgd', lr=0.1, schedule='steps',
+                epochs_of=lambda n: int(40_000 / n * 512) - 1, steps=None, batch_size=256, optimizer='sgd', lr=0.1, schedule='steps',
                 milestones=(0.4, 0.8), lr_theta=1e-3)
 RECIPES = {
     'released': RELEASED,
     'first-upload': RELEASED | dict(T=2.0, class_weights=True, num_select=50_000, augment=False,
-                                    epochs=lambda n: 2 * int(50_000 / n * 800) - 1),
+                                    epochs_of=lambda n: 2 * int(50_000 / n * 800) - 1),
     # released, with what is wrong put right
-    'corrected': RELEASED | dict(select='balanced', wild_norm='teacher', published_acc=False, epochs=lambda n: int(40_000 / n * 512)),
+    'corrected': RELEASED | dict(select='balanced', wild_norm='teacher', published_acc=False,
+                                 epochs_of=lambda n: int(40_000 / n * 512)),
     # Ours: a LeNet has no batch norm, and SGD at 0.1 under a loss scaled by T^2 = 16 does not suit it.
     'lenet': RELEASED | dict(select='balanced', wild_norm='teacher', published_acc=False, num_select=25_000,
-                             epochs=None, steps=3000, optimizer='adam', lr=4e-3, schedule='onecycle'),
+                             epochs_of=None, steps=3000, optimizer='adam', lr=4e-3, schedule='onecycle'),
 }
 
 
@@ -52,7 +53,9 @@ def parse():
     positive, flag = at_least(float, 0, strict=True), argparse.BooleanOptionalAction
     g = arguments.add_common_arguments(parser, DATASETS)
     arguments.add_student_arguments(g, ARCHS)
-    g.add_argument('--recipe', choices=RECIPES, help='sets what is not given (default: lenet for LeNets, else corrected)')
+    g.add_argument('--recipe', choices=RECIPES, help='the settings of every flag that is not given: released and first-upload as '
+                   'in the two published files; corrected: released with its faults mended; lenet: ours (default: lenet for LeNets, else '
+                   'corrected)')
     g.add_argument('--epochs', type=at_least(int, 1), help="passes over the selected images (default: the recipe's formula)")
     g.add_argument('--steps', type=at_least(int, 1),
                    help='stop after so many batches, in place of --epochs: to compare selections of different size')
@@ -64,10 +67,10 @@ def parse():
     g.add_argument('--transfer_set', choices=('wild', 'original'), default='wild', help='original: the original images and true labels, '
                    'Table 1\'s "Knowledge distillation"')
     g = parser.add_argument_group('wild images and their selection')
-    g.add_argument('--wild', '--data_imagenet', nargs='+', metavar='SOURCE', help='folders of images, names of torchvision sets (stl10, '
-                   "svhn, emnist, ...) or demo, joined (default: the data set's own)")
+    g.add_argument('--wild', '--data_imagenet', nargs='+', metavar='SOURCE', help='folders of images, text files of paths, .tar shards, '
+                   "torchvision's sets (stl10, svhn, emnist, ...), demo or noise; several are joined (default: the data set's own pool)")
     g.add_argument('--select', choices=SELECT, help='balanced: the cleanest of every class; confidence: the cleanest over all; random: the '
-                   "paper's control; all")
+                   "paper's control; all: the whole pool")
     g.add_argument('--num_select', type=at_least(int, 1),
                    help="images to keep; the recipe's number, at most half of the pool, unless given")
     g.add_argument('--class_weights', action=flag, help='weigh rare pseudo-labels up, as the first upload does')
@@ -77,7 +80,8 @@ def parse():
                    help="the adaptation matrix's diagonal in 0..1 (default: the teacher's measured accuracy)")
     g.add_argument('--stream', action='store_true', help='for a pool too large to keep: one pass over it, scoring as it is read, keeping '
                    'what can still be chosen; needs --num_select')
-    g.add_argument('--score_only', action='store_true', help='stop after the selection; the command with --resume in its place distils')
+    g.add_argument('--score_only', action='store_true', help='stop after the selection; to distil, run the same command with --resume in '
+                   'place of --score_only')
     return parser.parse_args()
 
 
@@ -124,7 +128,12 @@ def main():
     normalise = Normalise(facts['mean'], facts['std'], device)
     test = load_test(args.dataset, args.data, args.cache_dir, args.workers, device)
     teacher_top1 = teacher_accuracy(teacher, facts, teacher_file, test, normalise, device)
-    accuracy = args.teacher_acc or (r.published_acc and PUBLISHED_ACC.get(args.dataset)) or (teacher_top1 or 0) / 100
+    if args.teacher_acc:
+        accuracy = args.teacher_acc
+    elif r.published_acc and args.dataset in PUBLISHED_ACC:
+        accuracy = PUBLISHED_ACC[args.dataset]
+    else:
+        accuracy = (teacher_top1 or 0) / 100
     if not accuracy and 'nll' in r.loss:
         raise utils.UserError(f"{teacher_file} has no accuracy above 0, measured or in its facts: give the adaptation matrix's diagonal "
                               'with --teacher_acc')
@@ -138,28 +147,30 @@ def main():
         method = f'dfnd-{r.select}'
         sources = (args.wild or info.wild, channels, args.data, args.cache_dir, args.workers)
         pool, wild = None if args.stream else open_pool(*sources), pool_name(sources[0])
-        count = args.num_select if args.stream else num_select(args, r, len(pool))
+        count = args.num_select if args.stream else resolve_num_select(args, r, len(pool))
     r.num_select = count
     r.batch_size = min(r.batch_size, count)
     per_epoch = -(-count // r.batch_size)
-    if args.steps or (r.steps and not args.epochs):
+    if args.epochs:
+        r.epochs, r.steps = args.epochs, args.epochs * per_epoch
+    elif r.steps:
         r.epochs = -(-r.steps // per_epoch)
     else:
-        r.epochs = r.epochs if isinstance(r.epochs, int) else max(1, r.epochs(count))
-        if not args.epochs and r.epochs > 5000:
-            utils.warn(f"the recipe's formula gives {r.epochs:,} epochs of {count} images: --epochs or --steps makes a shorter run")
+        r.epochs = max(1, r.epochs_of(count))
         r.steps = r.epochs * per_epoch
-    shown = {k: v for k, v in vars(r).items() if k != 'published_acc'}
+        if r.epochs > 5000:
+            utils.warn(f"the recipe's formula gives {r.epochs:,} epochs of {count} images: --epochs or --steps makes a shorter run")
+    shown = {k: v for k, v in vars(r).items() if k not in ('published_acc', 'epochs_of')}
     shown |= {'teacher_acc': accuracy, 'teacher': facts['digest'], 'arch': arch, 'width': width, 'device': device.type, 'amp': amp}
     run = Run(args, f'{args.dataset}-{method}-{arch}-w{width}-s{args.seed}', device, vars(args) | shown)
-    accuracy = run.settings['teacher_acc']
+    accuracy = run.settings['teacher_acc']  # a resumed run keeps the one that it began with
     arguments.say_settings(shown)
     if run.finished():
         return print_result(run.finished())
     result = {
         'script': 'DFND-train.py', 'method': method.split('-')[0], 'recipe': r.recipe, 'select': r.select, 'loss': r.loss,
         'dataset': args.dataset, 'arch': arch, 'width': width, 'seed': args.seed, 'epochs': r.epochs, 'steps': r.steps,
-        'images_seen': 0, 'num_select': wild and count, 'wild': wild, 'teacher_top1': teacher_top1,
+        'images_seen': 0, 'num_select': count if wild else None, 'wild': wild, 'teacher_top1': teacher_top1,
         'class_weights': r.class_weights, 'T': r.T, 'augment': r.augment, 'wild_norm': r.wild_norm, 'teacher_acc': accuracy,
         'wild_images': None, 'teacher_arch': facts['arch'], 'teacher_width': facts['width'], 'teacher': facts['digest'],
     }
@@ -172,12 +183,13 @@ def main():
     else:
         if r.wild_norm == 'imagenet':
             wild_normalise = Normalise(*for_channels(IMAGENET, channels), device)
-        scoring = (teacher, wild_normalise, device, facts['amp'], count, r.select, classes, args.seed)
+        scoring = dict(teacher=teacher, normalise=wild_normalise, device=device, amp=facts['amp'], num_select=count, how=r.select,
+                       class_names=names, seed=args.seed)
         if args.stream:
-            pool, noise, pseudo, counts, mean = stream_and_select(run.folder, open_stream(*sources), names, *scoring)
+            pool, noise, pseudo, counts, mean = stream_and_select(run.folder, open_stream(*sources), **scoring)
             chosen = np.arange(count)
         else:
-            noise, pseudo, chosen = score_and_select(run.folder, pool, names, *scoring)
+            noise, pseudo, chosen = score_and_select(run.folder, pool, **scoring)
             counts, mean = np.bincount(pseudo, minlength=classes), float(noise.mean())
         noise, pseudo = noise[chosen], pseudo[chosen]
         nats = {'pool_noise': mean, 'noise': noise.mean(), 'noise_max': noise.max()}
@@ -253,7 +265,7 @@ def main():
     run.finish({**result, 'images_seen': seen})
 
 
-def num_select(args, r, pool_size):
+def resolve_num_select(args, r, pool_size):
     """How many images to keep: an explicit number must fit, the recipe's is capped to half of the pool."""
     if r.select == 'all':
         return pool_size

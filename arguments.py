@@ -13,7 +13,8 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     """Adds the default to a help text, where there is one to name."""
 
     def _get_help_string(self, action):
-        return action.help if action.default in (None, False) else super()._get_help_string(action)
+        unnamed = action.default is None or action.default is False  # and not `in`: 0 == False
+        return action.help if unnamed else super()._get_help_string(action)
 
 
 class Parser(argparse.ArgumentParser):
@@ -88,7 +89,7 @@ def add_optimizer_arguments(g):
     """What the scripts that train on given images share."""
     g.add_argument('--batch_size', type=at_least(int, 2), help='change --lr with it')
     g.add_argument('--lr', type=at_least(float, 0, strict=True),
-                   help="at the start, or the peak of one cycle (default: the recipe's); lower it if the loss turns to NaN")
+                   help="the initial learning rate, or the peak of one cycle (default: the recipe's); lower it if the loss turns to NaN")
     g.add_argument('--schedule', choices=SCHEDULES, help='onecycle gets furthest where epochs are few')
 
 

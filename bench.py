@@ -5,8 +5,8 @@
     python bench.py --quick             # small networks, few images: does it run
 
 Plain and ours run in turn, warmed up, and beside them the machine's own matrix product; each figure is the median over the
-repeats. Before anything is timed, the two are checked to compute the same. Ours runs in processes of its own: the scripts
-have the C library keep freed memory (utils.keep_freed_memory), which would speed the plain pipeline up too.
+repeats. Before a row is timed, the two are checked to compute the same, but for the teacher's. Ours runs in processes of its
+own: the scripts have the C library keep freed memory (utils.keep_freed_memory), which would speed the plain pipeline up too.
 """
 
 import functools
@@ -44,6 +44,7 @@ from bench_measure import (
 from data import CIFAR, MNIST, EpochPlan, Normalise, batches
 from decode import to_array
 from generator import Generator
+from losses import noisy_nll
 from networks import build, load_network, load_teacher, save_network
 from report_bench import STUDENT_FLOPS, TEACHER_FLOPS, machine_words, speed_table
 from runs import cpu_name
@@ -177,6 +178,9 @@ def score_pool(teacher_file, photos, cache):
 
 def bench_distil(args, work, machine):
     batch = min(256, work.count)
+    logits, theta, labels = torch.randn(batch, 10), torch.randn(10, 9), torch.randint(10, (batch,))
+    both = [nll(logits, labels, theta, 0.95) for nll in (bench_plain.noisy_nll, noisy_nll)]
+    require('distil', 'difference of the noise-adapted likelihood', float((both[0] - both[1]).abs()), 1e-4)
     step = bench_plain.distillation_step(work.teacher, work.width)
 
     def plain():  # each worker decodes its part of this one batch, and nothing of the next

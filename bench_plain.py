@@ -51,6 +51,11 @@ def adaptation_matrix(theta, accuracy):
     return torch.stack(rows)
 
 
+def noisy_nll(student, labels, theta, accuracy):
+    likelihood = (F.softmax(student, dim=1) @ adaptation_matrix(theta, accuracy)).gather(1, labels[:, None])
+    return -torch.log(likelihood).mean()
+
+
 def distillation_step(teacher, width):
     """A function of a batch of images: one step of DFND's student, ResNet-18 of that width."""
     student = build('resnet18', width, 10, 3).train()
@@ -61,9 +66,8 @@ def distillation_step(teacher, width):
     def step(x):
         with torch.no_grad():
             t = teacher(x)
-        s, y = student(x), t.argmax(dim=1)
-        likelihood = (F.softmax(s, dim=1) @ adaptation_matrix(theta, 0.95)).gather(1, y[:, None])
-        loss = kd_loss(s, t, 4) - torch.log(likelihood).mean()
+        s = student(x)
+        loss = kd_loss(s, t, 4) + noisy_nll(s, t.argmax(dim=1), theta, 0.95)
         optimizer.zero_grad()
         optimizer_theta.zero_grad()
         loss.backward()

@@ -14,9 +14,9 @@ def kd_loss(student, teacher, T, weights=None):
     student, teacher: logits (B, C). T: temperature. weights: (B,), each image's class weight, or None for ones.
     Follows the first upload's loss with class weights, the released file's without.
     """
-    log_p = F.log_softmax(student / T, dim=1)
-    log_q = F.log_softmax(teacher / T, dim=1)
-    kl = (log_q.exp() * (log_q - log_p)).sum(dim=1)  # (B,)
+    log_s = F.log_softmax(student / T, dim=1)
+    log_t = F.log_softmax(teacher / T, dim=1)
+    kl = (log_t.exp() * (log_t - log_s)).sum(dim=1)  # (B,)
     if weights is not None:
         kl = kl * weights
     return T**2 * kl.sum() / len(kl)
@@ -43,8 +43,8 @@ def noisy_nll(student, labels, theta, accuracy, weights=None, weight_sum=None):
     student: logits (B, C). labels: (B,), the teacher's arg-max. theta, accuracy: see `log_adaptation_matrix`.
     weights: (B,), each image's class weight, or None; the mean is by their sum, as torch's nll_loss has it, or by `weight_sum`.
     """
-    log_q = log_adaptation_matrix(theta, accuracy).t()[labels]  # (B, C): log Q[:, y_i]
-    log_likelihood = torch.logsumexp(F.log_softmax(student, dim=1) + log_q, dim=1)  # (B,)
+    log_Q_y = log_adaptation_matrix(theta, accuracy).t()[labels]  # (B, C): row i is log Q[:, y_i]
+    log_likelihood = torch.logsumexp(F.log_softmax(student, dim=1) + log_Q_y, dim=1)  # (B,)
     return weighted_mean(-log_likelihood, weights, weight_sum)
 
 

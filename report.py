@@ -103,8 +103,8 @@ def make_study(dataset, rows, names):
     """The slim table of one question: the rows of these folder names in their order."""
     from_ = next((name for name in names if name in ('dfnd', 'dfnd-corrected')), names[0])  # what the others depart from
     base = next((row for row in rows if row['runs'][0]['row'] == from_), None)
-    less = f'less {base["name"] if base else from_}, seed by seed (mean ± its error)'
-    head, cells = ['row', 'top-1, last (mean ± std)', less, 'top-1, best', 'n', 'images seen'], []
+    difference = f'difference to {base["name"] if base else from_}, paired by seed (mean ± standard error)'
+    head, cells = ['row', 'top-1, last (mean ± std)', difference, 'top-1, best', 'n', 'images seen'], []
     for name in names:
         mine = [row for row in rows if row['runs'][0]['row'] == name]
         cells += [] if mine else [[name, 'not run', '-', '-', 0, '-']]
@@ -124,7 +124,7 @@ def paired_difference(row, base):
     of = {run.get('seed'): run['top1'] for run in base['runs'] if run.get('top1') is not None}
     both = [run['top1'] - of[run.get('seed')] for run in row['runs'] if run.get('top1') is not None and run.get('seed') in of]
     error = f' ± {statistics.stdev(both) / math.sqrt(len(both)):.2f}' if len(both) > 1 else ''
-    return f'{statistics.mean(both):+.2f}{error}' if both else '-'
+    return f'{round(statistics.mean(both), 2) + 0.0:+.2f}{error}' if both else '-'  # + 0.0: no -0.00
 
 
 def selections(rows):
@@ -137,8 +137,8 @@ def selections(rows):
         noises = [f'{statistics.mean(run[key] for run in row["runs"]):.3g}' for key in ('noise', 'noise_max', 'pool_noise')]
         counts = [round(statistics.mean(of_class)) for of_class in zip(*(run['selected_per_class'] for run in row['runs']))]
         cells.append([row['name'], *noises, ' '.join(map(str, counts))])
-    head = ['selection (means over the seeds)', 'noise (nats)', 'noise, largest', "the pool's noise",
-            'images of each pseudo-label, in order']
+    head = ['selection (mean over the seeds)', 'mean noise (nats)', 'largest noise', "the pool's mean noise",
+            'images of each pseudo-label (class 0, 1, ...)']
     return markdown(head, 1, cells)
 
 
@@ -150,8 +150,10 @@ def teachers(runs):
             seeds.setdefault(run.get('seed'), set()).add(run['teacher'])
     count = len(set().union(*seeds.values()))
     if any(len(digests) > 1 for digests in seeds.values()):
-        return f' The students had {count} teachers, and not the same one in all rows of a seed.'
-    return {0: '', 1: ' All students had one teacher.'}.get(count, f' The students had {count} teachers, in all rows of a seed the same.')
+        return f' The students had {count} teachers; within a seed, not all rows used the same one.'
+    if count < 2:
+        return ' All students had one teacher.' if count else ''
+    return f' The students had {count} teachers; within a seed, all rows used the same one.'
 
 
 def pools(runs):

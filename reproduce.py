@@ -40,18 +40,23 @@ class Job(NamedTuple):
     def done(self):
         return (self.folder / 'result.json').is_file()
 
+    def other_command(self):
+        """The command that the finished run was made by, where it asked for something else, or None."""
+        config = json.loads((self.folder / 'config.json').read_text(encoding='utf-8'))
+        recorded = config.get('command', '')
+        then, now = compared_flags(shlex.split(recorded)[2:]), compared_flags(self.arguments)
+        if now.get('--amp') == [config.get('args', {}).get('amp')]:  # what --amp auto found then is what is asked for now
+            then['--amp'] = now['--amp']
+        return None if then == now else recorded
+
     def state(self):
         if not self.done():
             return 'to go on' if (self.folder / 'config.json').is_file() else 'to do'
-        config = json.loads((self.folder / 'config.json').read_text(encoding='utf-8'))
-        told = config.get('command', '')
-        then, now = asked(shlex.split(told)[2:]), asked(self.arguments)
-        if now.get('--amp') == [config.get('args', {}).get('amp')]:  # what --amp auto found then is what is asked for now
-            then['--amp'] = now['--amp']
-        return 'done' if then == now else f'done, but by another command: {told}'
+        other = self.other_command()
+        return 'done' if other is None else f'done, but by another command: {other}'
 
 
-def asked(arguments):
+def compared_flags(arguments):
     """{flag: values} of what a command asks for, and not where or how it is computed."""
     flags, values = {}, []
     for word in arguments:
@@ -157,12 +162,12 @@ def expected_seconds(rest, jobs):
 
 def run_jobs(args, jobs):
     for job in jobs:
-        if job.state().startswith('done, but'):
+        if job.done() and job.other_command() is not None:
             fail(f'{job.folder} is {job.state()}: move it away, or give another --output_dir')
-    shelf = args.publish and Path(args.publish) / args.dataset.lower() / args.scale
+    publish_folder = args.publish and Path(args.publish) / args.dataset.lower() / args.scale
     for job in jobs:
-        if shelf and job.done():
-            publish(job, shelf)
+        if publish_folder and job.done():
+            publish(job, publish_folder)
     for i, job in enumerate(jobs, 1):
         if job.done():
             continue
@@ -174,8 +179,8 @@ def run_jobs(args, jobs):
         if code or not job.done():
             print(f'reproduce.py: error: {job.name} stopped with exit code {code}: mend it, and the same command goes on', file=sys.stderr)
             return 2 if code == 2 else 1
-        if shelf:
-            publish(job, shelf)
+        if publish_folder:
+            publish(job, publish_folder)
         rest = [other for other in jobs if not other.done()]
         eta = f'; {len(rest)} to go, roughly {duration(expected_seconds(rest, jobs))}' if rest else ''
         print(f'[{i}/{len(jobs)}] {job.name} took {duration(time.time() - start)}{eta}')

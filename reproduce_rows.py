@@ -31,7 +31,8 @@ ROWS = {  # id: (name, script, flags at every scale); {words} are those above
     'loss-kd+ce': ('DFND, KD + CE without Q', DFND, '{base} --loss kd+ce'),
     'acc-published': ("DFND, the published constant as Q's diagonal (elsewhere CIFAR-10's)", DFND, '{base} --teacher_acc {acc}'),
     'norm-imagenet': ("DFND, ImageNet's normalisation", DFND, '{base} --wild_norm imagenet'),
-    'confidence-imagenet': ("DFND, the surest over all classes, ImageNet's normalisation", DFND, '--select confidence --wild_norm imagenet'),
+    'confidence-imagenet': ("DFND, the surest over all classes, ImageNet's normalisation", DFND,
+                            '--select confidence --wild_norm imagenet'),
     # to the balanced selection they would do nothing: where all classes are as large, all weights are 1
     'class-weights': ('DFND, the surest over all classes, with class weights', DFND, '--select confidence --class_weights'),
     'T2': ('DFND, T = 2', DFND, '{base} --T 2'),

@@ -109,17 +109,18 @@ def class_weights(labels, num_classes):
     return torch.tensor(w / w.sum() * num_classes, dtype=torch.float32)
 
 
-def describe(noise, labels, pool_counts, pool_mean, names):
+def describe(noise, labels, pool_counts, pool_mean, class_names):
     """The selection in lines: its size, its threshold, and how many images of each class it holds.
 
     noise, labels: of the chosen images. pool_counts: (C,), and pool_mean: of all images.
     """
-    counts = np.bincount(labels, minlength=len(names))
+    counts = np.bincount(labels, minlength=len(class_names))
     yield (f'selected {len(noise)} of {pool_counts.sum()} images: noise up to {noise.max():.4f} (threshold), mean {noise.mean():.4f}; '
            f"the pool's mean is {pool_mean:.4f}")
-    width = max(map(len, names))
-    for i in range(0, len(names), 5):
-        yield 'class  ' + '  '.join(f'{names[c]:>{width}} {counts[c]:>6}/{pool_counts[c]:<6}' for c in range(i, min(i + 5, len(names))))
+    width = max(map(len, class_names))
+    for i in range(0, len(class_names), 5):
+        yield 'class  ' + '  '.join(f'{name:>{width}} {counts[c]:>6}/{pool_counts[c]:<6}'
+                                   for c, name in enumerate(class_names[i : i + 5], i))
 
 
 def write_csv(path, pool, noise, labels, chosen):
@@ -135,11 +136,11 @@ def write_csv(path, pool, noise, labels, chosen):
     os.replace(partial, path)
 
 
-def write_thumbnails(path, pool, noise, labels, names, per_class=4, classes=10):
+def write_thumbnails(path, pool, noise, labels, class_names, per_class=4, classes=10):
     """The cleanest and the noisiest images of the most predicted classes, as an npz, so that the report needs no data."""
     order = cleanest_first(noise)
-    common = np.sort(np.argsort(-np.bincount(labels, minlength=len(names)), kind='stable')[:classes])
-    content = {'class_names': np.array(names)}
+    common = np.sort(np.argsort(-np.bincount(labels, minlength=len(class_names)), kind='stable')[:classes])
+    content = {'class_names': np.array(class_names)}
     for kind, ranked in (('clean', order), ('noisy', order[::-1])):
         rows = np.concatenate([ranked[labels[ranked] == c][:per_class] for c in common])
         images = pool.take(rows).permute(0, 2, 3, 1).numpy()  # (k, H, W, C)
@@ -147,8 +148,9 @@ def write_thumbnails(path, pool, noise, labels, names, per_class=4, classes=10):
     np.savez_compressed(path, **content)
 
 
-def score_and_select(folder, pool, names, teacher, normalise, device, amp, count, how, classes, seed):
-    """(noise, pseudo-labels, chosen indices), kept in the run's folder, so that a resumed run neither scores again nor chooses anew."""
+def score_and_select(folder, pool, teacher, normalise, device, amp, num_select, how, class_names, seed):
+    """`score`, then `select`: (noise (N,), pseudo-labels (N,), chosen indices), kept in the run's folder, so that a resumed run neither
+    scores again nor chooses anew. Raises UserError where the pool is not the one that they were made from."""
     kept = folder / 'selection.npz'
     digest = hashlib.sha256()
     for name in pool.names():
@@ -158,19 +160,19 @@ def score_and_select(folder, pool, names, teacher, normalise, device, amp, count
         with np.load(kept) as f:
             if str(f['pool']) != digest:
                 raise UserError(f'the wild pool is not the one that {kept.with_suffix(".csv")} was made from: put its images back, '
-                                      'or select anew with --run NAME')
+                                'or select anew with --run NAME')
             return f['noise'], f['labels'], f['chosen']
     noise, labels = score(teacher, pool, normalise, device, amp)
-    chosen = select(noise, labels, count, how, classes, seed)
+    chosen = select(noise, labels, num_select, how, len(class_names), seed)
     if distributed.rank() == 0:
-        write_selection(folder, pool, noise, labels, chosen, names, {'pool': digest})
+        write_selection(folder, pool, noise, labels, chosen, class_names, {'pool': digest})
     return noise, labels, chosen
 
 
-def write_selection(folder, pool, noise, labels, chosen, names, facts):
+def write_selection(folder, pool, noise, labels, chosen, class_names, facts):
     """The list and the pictures for a reader, and last what a resumed run reads."""
     write_csv(folder / 'selection.csv', pool, noise, labels, chosen)
-    write_thumbnails(folder / 'thumbnails.npz', pool, noise, labels, names)
+    write_thumbnails(folder / 'thumbnails.npz', pool, noise, labels, class_names)
     partial = folder / 'selection.partial.npz'
     np.savez(partial, noise=noise, labels=labels, chosen=chosen, **facts)
     partial.rename(folder / 'selection.npz')

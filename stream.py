@@ -82,17 +82,17 @@ def select_from_stream(parts, folder, teacher, normalise, device, amp, num_selec
     for 'random', which is another draw. Returns (Pool of the chosen images, kept in `folder`, their noise, their pseudo-labels,
     the pool's counts by class (C,), its mean noise). Raises UserError where the stream ends with fewer than num_select.
     """
-    kept = Candidates(num_select, how, num_classes, seed)
+    candidates = Candidates(num_select, how, num_classes, seed)
 
     try:
-        score_parts(parts, kept, teacher, normalise, device, amp)
+        score_parts(parts, candidates, teacher, normalise, device, amp)
     except UserError as e:
         raise LocalError(str(e)) from None
-    kept.clear()
-    return merge(kept, folder)
+    candidates.clear()
+    return merge(candidates, folder)
 
 
-def score_parts(parts, kept, teacher, normalise, device, amp):
+def score_parts(parts, candidates, teacher, normalise, device, amp):
     count, start, told = 0, time.perf_counter(), time.perf_counter()
     with progress(desc='stream') as bar:
         for number, images, names in parts:
@@ -100,7 +100,7 @@ def score_parts(parts, kept, teacher, normalise, device, amp):
                        for i in range(0, len(images), BATCH)]
             noise, labels = (torch.cat(x).cpu().numpy() for x in zip(*batches))
             check_finite(noise)
-            kept.add(number, images, names, noise, labels)
+            candidates.add(number, images, names, noise, labels)
             count += len(images) * distributed.world()
             bar.update(len(images) * distributed.world())
             if bar.disable and time.perf_counter() - told > 30:  # a line in a log
@@ -108,43 +108,46 @@ def score_parts(parts, kept, teacher, normalise, device, amp):
                 say(f'stream: {count} images, {count / (told - start):.0f} img/s')
 
 
-def merge(kept, folder):
-    """Chooses from the candidates of all processes, which they leave to the first one as files."""
+def merge(candidates, folder):
+    """Selects from the candidates of all processes, which they write to files for the first one."""
     shares, chosen = folder / 'candidates', folder / 'selected'
     distributed.on_first(shares.mkdir, 0o777, True, True)
-    leave(kept, shares, distributed.rank())
+    write_candidates(candidates, shares, distributed.rank())
     distributed.wait()
     try:
-        noise, labels, counts, mean = distributed.on_first(choose, kept, shares, chosen)
+        noise, labels, counts, mean = distributed.on_first(select_from_candidates, candidates, shares, chosen)
     finally:
         shutil.rmtree(shares, ignore_errors=True)
     return open_selected(chosen, len(noise)), noise, labels, counts, mean
 
 
-def leave(kept, folder, rank):
+def write_candidates(candidates, folder, rank):
     """Writes a process's candidates."""
-    keys, noise, labels, positions, images, names = kept.table()
+    keys, noise, labels, positions, images, names = candidates.table()
     save_part(folder, rank, images, names)
-    np.savez(folder / f'{rank}.npz', keys=keys, noise=noise, labels=labels, positions=positions, counts=kept.counts,
-             noise_sum=kept.noise_sum)
-    kept.columns = None
+    np.savez(folder / f'{rank}.npz', keys=keys, noise=noise, labels=labels, positions=positions, counts=candidates.counts,
+             noise_sum=candidates.noise_sum)
+    candidates.columns = None
 
 
-def choose(kept, shares, folder):
-    """`merge`, in the first process. Returns (noise, labels, the pool's counts by class, its mean noise)."""
+def select_from_candidates(candidates, shares, folder):
+    """On rank 0: selects from the candidates of all processes and writes the chosen images to `folder`.
+
+    Returns (noise, labels, the pool's counts by class, its mean noise).
+    """
     tables = [dict(np.load(shares / f'{rank}.npz')) for rank in range(distributed.world())]
     counts, noise_sum = sum(t['counts'] for t in tables), sum(float(t['noise_sum']) for t in tables)
     sizes = [len(t['noise']) for t in tables]
-    if sum(sizes) < kept.num_select:
-        raise UserError(f'num_select={kept.num_select}, but the stream held {counts.sum()} images: lower --num_select or add images')
+    if sum(sizes) < candidates.num_select:
+        raise UserError(f'num_select={candidates.num_select}, but the stream held {counts.sum()} images: lower --num_select or add images')
     pool = Pool([Part(shares / f'{rank:06d}.npy', size) for rank, size in enumerate(sizes) if size], 'candidates')
     keys, noise, labels, positions = (np.concatenate([t[k] for t in tables if len(t['noise'])])
                                       for k in ('keys', 'noise', 'labels', 'positions'))
     order = np.lexsort(positions.T[::-1])  # the stream's
-    if kept.how == 'random':
-        chosen = np.sort(cleanest_first(keys[order])[: kept.num_select])
+    if candidates.how == 'random':
+        chosen = np.sort(cleanest_first(keys[order])[: candidates.num_select])
     else:
-        chosen = select(noise[order], labels[order], kept.num_select, kept.how, kept.num_classes, kept.seed)
+        chosen = select(noise[order], labels[order], candidates.num_select, candidates.how, candidates.num_classes, candidates.seed)
     rows, names = order[chosen], list(pool.names())
     folder.mkdir(exist_ok=True)
     save_part(folder, 0, pool.take(rows).numpy(), [names[row] for row in rows])
@@ -156,20 +159,21 @@ def open_selected(folder, count):
     return Pool([Part(folder / '000000.npy', count)], 'selected')
 
 
-def stream_and_select(folder, parts, names, *scoring):
-    """`selection.score_and_select` for a stream; scoring: what `select_from_stream` takes after `folder`.
+def stream_and_select(folder, parts, class_names, num_select, how, seed, **scoring):
+    """`selection.score_and_select` for a stream; scoring: teacher, normalise, device, amp.
 
     Returns (the chosen images as a pool, their noise, their pseudo-labels, the whole pool's counts by class (C,), its mean
     noise), kept in the run's folder, images and all.
     """
-    kept = folder / 'selection.npz'
-    if distributed.on_first(kept.is_file):
-        with np.load(kept) as f:
+    selection_file = folder / 'selection.npz'
+    if distributed.on_first(selection_file.is_file):
+        with np.load(selection_file) as f:
             if 'counts' not in f or not (folder / 'selected' / '000000.npy').is_file():
                 raise UserError(f'{folder} holds a selection without its images, so --stream can not go on from it: select anew with '
                                 '--run NAME')
             return open_selected(folder / 'selected', len(f['noise'])), f['noise'], f['labels'], f['counts'], float(f['mean'])
-    pool, noise, labels, counts, mean = select_from_stream(parts, folder, *scoring)
+    pool, noise, labels, counts, mean = select_from_stream(parts, folder, **scoring, num_select=num_select, how=how,
+                                                           num_classes=len(class_names), seed=seed)
     if distributed.rank() == 0:
-        write_selection(folder, pool, noise, labels, np.arange(len(noise)), names, {'counts': counts, 'mean': mean})
+        write_selection(folder, pool, noise, labels, np.arange(len(noise)), class_names, {'counts': counts, 'mean': mean})
     return pool, noise, labels, counts, mean

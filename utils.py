@@ -20,7 +20,7 @@ class UserError(Exception):
 
 
 class LocalError(UserError):
-    """One that only this process of several has, so that it must tell of it itself."""
+    """One that only this process of several meets, so that it must print it itself."""
 
 
 def first_line(error):

@@ -3,7 +3,6 @@ import hashlib
 import pickle
 import re
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,7 @@ import data
 from data import DATASETS, EpochPlan, Normalise, batches, crop_flip, load, load_test
 from decode import to_array
 from networks import FACTS
-from utils import UserError, ahead
+from utils import UserError
 
 
 def random_images(*shape, seed=0):
@@ -142,28 +141,6 @@ def test_images_that_stay_on_disk_give_the_same_batches(augment, monkeypatch):
     assert len(both[0]) == len(both[1]) == 7
     for (a, x, *sizes), (b, y, *other) in zip(*both):
         assert torch.equal(a, b) and torch.equal(x, y) and sizes == other
-
-
-def test_the_next_item_is_made_while_one_is_worked_on():
-    made = []
-
-    def items():
-        for i in range(4):
-            made.append(i)
-            yield i
-
-    for i in ahead(items()):
-        end = time.time() + 5
-        while len(made) < min(i + 2, 4) and time.time() < end:
-            time.sleep(0.001)
-        assert len(made) == min(i + 2, 4)  # one ahead, and no more
-
-    def fails():
-        yield 1
-        raise ValueError('unreadable')
-
-    with pytest.raises(ValueError, match='unreadable'):
-        list(ahead(fails()))
 
 
 def test_without_augmentation_images_stay_as_they_are():

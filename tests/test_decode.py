@@ -270,7 +270,7 @@ def test_few_jobs_are_under_way_at_a_time(workers):
                 yield job
 
     done = []
-    for result in decode.run_jobs(abs, Jobs(range(0, -200, -1)), workers):
+    for result in processes.run_jobs(abs, Jobs(range(0, -200, -1)), workers):
         done.append(result)
         assert len(taken) - len(done) < max(3 * workers, 2)
     assert done == list(range(200))  # in order

@@ -52,10 +52,17 @@ def folder(tmp_path_factory):
     return folder
 
 
-def test_two_processes_train_select_and_distil_as_one_does(folder):
-    teacher = [ROOT / 'teacher-train.py', '--dataset', 'mnist5k', '--epochs', 2, '--lr', 1e-3]
-    one = run(*teacher, '--output_dir', 'one', cwd=folder)
-    two = run(*teacher, '--output_dir', 'two', cwd=folder, processes=2)
+TEACHER = [ROOT / 'teacher-train.py', '--dataset', 'mnist5k', '--epochs', 2, '--lr', 1e-3]
+
+
+@pytest.fixture(scope='module')
+def teacher(folder):
+    """The result of the teacher in one/."""
+    return run(*TEACHER, '--output_dir', 'one', cwd=folder)
+
+
+def test_two_processes_train_select_and_distil_as_one_does(folder, teacher):
+    one, two = teacher, run(*TEACHER, '--output_dir', 'two', cwd=folder, processes=2)
     assert abs(one['top1'] - two['top1']) < 1.5
     assert (one['steps'], one['images_seen']) == (two['steps'], two['images_seen'])
 
@@ -73,9 +80,7 @@ def test_two_processes_train_select_and_distil_as_one_does(folder):
         assert a['test_loss'] == pytest.approx(b['test_loss'], rel=1e-3)
 
 
-def test_two_processes_choose_from_a_stream_as_one_does(folder, monkeypatch):
-    if not (folder / 'one').exists():
-        run(ROOT / 'teacher-train.py', '--dataset', 'mnist5k', '--epochs', 1, '--output_dir', 'one', cwd=folder)
+def test_two_processes_choose_from_a_stream_as_one_does(folder, teacher):
     args = [ROOT / 'DFND-train.py', '--dataset', 'mnist5k', '--teacher_dir', 'one', '--wild', 'wild', '--num_select', 100,
             '--workers', 0, '--score_only']
     for run_name, more, processes in (('kept', [], 1), ('one-pass', ['--stream'], 1), ('two-passes', ['--stream'], 2)):
@@ -121,11 +126,9 @@ def test_a_script_leaves_its_group(tmp_path, error, code):
     ('DFND-train.py', ['--wild', 'wild', '--epochs', 4, '--batch_size', 32]),
     ('DAFL-train.py', ['--epochs', 2, '--batch_size', 6]),
 ])
-def test_two_processes_resume_to_the_same_numbers(folder, script, args):
+def test_two_processes_resume_to_the_same_numbers(folder, teacher, script, args):
     args = [ROOT / script, '--dataset', 'mnist5k', *args]
     if script != 'teacher-train.py':
-        if not (folder / 'one').exists():
-            run(ROOT / 'teacher-train.py', '--dataset', 'mnist5k', '--epochs', 1, '--output_dir', 'one', cwd=folder)
         args += ['--teacher_dir', 'one']
     whole = run(*args, '--run', f'whole-{script}', cwd=folder, processes=2)
     cut = folder / 'runs' / f'cut-{script}'

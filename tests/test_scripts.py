@@ -1,64 +1,22 @@
 """The scripts, run as a user runs them, on tiny budgets: from teacher to student, resumed, and told wrong things."""
 
-import contextlib
-import io
 import json
 import os
-import runpy
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scripts import error, result, run
 
 ROOT = Path(__file__).resolve().parent.parent
 ENV = os.environ | {'OMP_NUM_THREADS': '1', 'PYTHONDONTWRITEBYTECODE': '1'}
-
-
-class Done(NamedTuple):
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-def run(script, *args, cwd, code=0):
-    """Runs a script as __main__ in this process (torch is loaded once, not fifty times) and returns what it printed."""
-    out, err, status = io.StringIO(), io.StringIO(), 0
-    before, argv = os.getcwd(), sys.argv
-    os.chdir(cwd)
-    sys.argv = [script, *map(str, args)]
-    try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            runpy.run_path(str(ROOT / script), run_name='__main__')
-    except SystemExit as e:
-        status = e.code or 0
-    finally:
-        os.chdir(before)
-        sys.argv = argv
-    assert status == code, out.getvalue() + err.getvalue()
-    return Done(status, out.getvalue(), err.getvalue())
-
-
-def result(done):
-    last = done.stdout.splitlines()[-1]
-    assert last.startswith('RESULT {')
-    return json.loads(last.removeprefix('RESULT '))
-
-
-def error(done):
-    """The one line of a user's mistake."""
-    assert done.returncode == 2
-    assert 'Traceback' not in done.stderr
-    lines = [line for line in done.stderr.splitlines() if not line.startswith('warning:')]
-    assert len(lines) == 1, done.stderr
-    return lines[0]
 
 
 @pytest.fixture(scope='module')
@@ -383,3 +341,24 @@ def test_compile_without_a_compiler_is_one_line(digits, monkeypatch):
     monkeypatch.setattr(torch, 'compile', refuse)
     text = error(run('teacher-train.py', '--dataset', 'mnist5k', '--epochs', 1, '--compile', '--run', 'no-compiler', cwd=digits, code=2))
     assert '--compile' in text and 'g++' in text
+
+
+# ---------------------------------------------------------------- on a GPU
+
+
+def losses_on(device, amp, photos):
+    """The losses of an epoch of two steps there."""
+    name = f'two-steps-{device}-{amp}'
+    run('DFND-train.py', '--dataset', 'cifar10', '--wild', 'data/cifar10/train', '--num_select', 64, '--batch_size', 32, '--steps', 2,
+        '--device', device, '--amp', amp, '--run', name, cwd=photos)
+    row = json.loads((photos / 'runs' / name / 'metrics.jsonl').read_text())
+    return [row[key] for key in ('loss_kd', 'loss_nll', 'test_loss')]
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA device')
+@pytest.mark.parametrize('amp, tolerance', [('off', 0.02), ('bf16', 0.2)])  # TF32; bfloat16
+def test_two_steps_on_cuda_equal_those_on_the_cpu(photos, amp, tolerance):
+    on_cuda = losses_on('cuda', amp, photos)
+    torch.use_deterministic_algorithms(False)
+    assert on_cuda == pytest.approx(losses_on('cpu', 'off', photos), rel=tolerance)

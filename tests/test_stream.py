@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from images import write_images
 from PIL import Image
-from test_scripts import error, result, run
+from scripts import error, result, run
 from test_selection import slow
 
 import distributed
@@ -181,8 +181,8 @@ def test_shares_of_two_processes_are_merged_in_the_streams_order(tmp_path, monke
         kept = Candidates(150, 'balanced', 5, 0)
         feed(kept, noise, labels, sizes, own=lambda number, rank=rank: number % 2 == rank)
         kept.clear()
-        stream.leave(kept, shares, rank)
-    stream.choose(kept, shares, chosen)
+        stream.write_candidates(kept, shares, rank)
+    stream.select_from_candidates(kept, shares, chosen)
     found = numbers(stream.open_selected(chosen, 150))
     assert found.tolist() == select(noise, labels, 150, 'balanced', 5, 0).tolist()
 
@@ -192,11 +192,3 @@ def test_a_pool_of_nothing_but_broken_files(tmp_path, digits):
     (tmp_path / '000.png').write_bytes(b'')
     done = run('DFND-train.py', *ARGS, '--stream', '--wild', tmp_path, '--run', 'broken', cwd=digits, code=2)
     assert 'held 0 images' in error(done)
-
-
-def test_a_pipe_in_the_folder_is_skipped(tmp_path, pool_of):
-    paths = write_images(tmp_path / 'photos', 2)
-    os.mkfifo(tmp_path / 'photos' / 'pipe')
-    assert list(pool_of(tmp_path / 'photos').names()) == paths
-    (tmp_path / 'list.txt').write_bytes(b'photos/000.png\nphotos/0\0.png\n')
-    assert list(pool_of(tmp_path / 'list.txt').names()) == paths[:1]

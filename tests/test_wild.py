@@ -393,3 +393,11 @@ def test_the_noise_pool_is_normal_and_the_same_at_every_call(channels):
     assert first.shape == ((200, 32, 32) if channels == 1 else (200, 32, 32, 3)) and first.dtype == np.uint8
     assert np.array_equal(first, second) and len(np.unique(first.reshape(200, -1), axis=0)) == 200
     assert abs(first.mean() - 127.5) < 1 and abs(first.std() - 61.5) < 1  # 64, but for what is cut off
+
+
+def test_a_pipe_in_the_folder_is_skipped(tmp_path, pool_of):
+    paths = write_images(tmp_path / 'photos', 2)
+    os.mkfifo(tmp_path / 'photos' / 'pipe')
+    assert list(pool_of(tmp_path / 'photos').names()) == paths
+    (tmp_path / 'list.txt').write_bytes(b'photos/000.png\nphotos/0\0.png\n')
+    assert list(pool_of(tmp_path / 'list.txt').names()) == paths[:1]
