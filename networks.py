@@ -155,10 +155,13 @@ def load_teacher(where, dataset, info, device, amp):
     net, facts = load_network(path)
     if facts['dataset'] != dataset:
         raise UserError(f'{path} is a teacher of {facts["dataset"]}, and --dataset is {dataset}: change one of the two')
+    mean, std, accuracy = facts['mean'], facts['std'], facts['accuracy']
     for wrong, what in ((facts['classes'] != info.classes, f'classes={facts["classes"]}, and {dataset} has {info.classes}'),
                         (facts['channels'] != info.channels, f'channels={facts["channels"]}, and {dataset} has {info.channels}'),
-                        (not len(facts['mean']) == len(facts['std']) == info.channels, 'a mean or std that is not one number a channel'),
-                        (facts['accuracy'] is not None and not 0 <= facts['accuracy'] <= 1, f'accuracy={facts["accuracy"]}, not in 0..1')):
+                        (not all(isinstance(x, (list, tuple)) and len(x) == info.channels for x in (mean, std)),
+                         f'mean={mean} and std={std}, not a list of one number a channel'),
+                        (accuracy is not None and not (isinstance(accuracy, (int, float)) and 0 <= accuracy <= 1),
+                         f'accuracy={accuracy!r}, not a number in 0..1')):
         if wrong:
             raise UserError(f'the facts in {path} have {what}: write it anew with networks.save_network (see the README)')
     digest = hashlib.sha256()

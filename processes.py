@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import itertools
+import multiprocessing.connection
 import os
 import threading
 import time
@@ -22,7 +23,7 @@ LOCKED = weakref.WeakSet()
 
 def lock(path):
     """The opened file, locked for as long as it is open and this process lives; None where another process holds it. Without
-    fcntl (Windows) nothing is locked."""
+    fcntl (Windows), or on a file system that has no locks, nothing is locked."""
     file = open(path, 'w')  # noqa: SIM115
     if fcntl:
         try:
@@ -30,6 +31,8 @@ def lock(path):
         except BlockingIOError:
             file.close()
             return None
+        except OSError:
+            return file
         LOCKED.add(file)
     return file
 
@@ -55,7 +58,7 @@ def locked(path):
 
 
 def run_jobs(function, jobs, workers):
-    """Yields function(job) for every job in order, in this process (workers=0) or in worker processes, by fork or spawn alike.
+    """Yields function(job) for every job in order, in this process (workers=0) or in worker processes, by any start method.
 
     Few jobs are under way at a time, so that memory does not grow with their number.
     """
@@ -65,7 +68,7 @@ def run_jobs(function, jobs, workers):
         yield from map(function, itertools.chain(first, jobs))
         return
     try:
-        with ProcessPoolExecutor(workers, initializer=end_with_parent, initargs=(os.getpid(),)) as pool:
+        with ProcessPoolExecutor(workers, initializer=end_with_parent) as pool:
             under_way = collections.deque()
             try:
                 for job in itertools.chain(first, jobs):
@@ -81,12 +84,11 @@ def run_jobs(function, jobs, workers):
                         'again') from None
 
 
-def end_with_parent(parent):
-    """Has this worker process end when the one that made it, of id `parent`, does; else it would wait for work for ever."""
+def end_with_parent():
+    """Has this worker process end when the one that asked for it does; else it would wait for work for ever."""
 
-    def watch():
-        while os.getppid() == parent:
-            time.sleep(1)
+    def watch():  # and not by getppid(): a fork server may stand between the two
+        multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

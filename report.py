@@ -157,7 +157,8 @@ def teachers(runs):
 
 
 def pools(runs):
-    return ', '.join(sorted({str(run['wild']) for run in runs if run.get('wild')})) or 'none'
+    sizes = sorted({(run['wild'], run.get('wild_images') or 0) for run in runs if run.get('wild')})
+    return ', '.join(f'{name} ({size:,} images)' if size else name for name, size in sizes) or 'none'
 
 
 def differences(rows):
@@ -181,7 +182,11 @@ def differences(rows):
     order = f'Order seen: {means[0][1]} {means[0][0]:.2f}'
     for (before, _), (mean, base) in itertools.pairwise(means):
         order += f' {"<" if before < mean else "="} {base} {mean:.2f}'
-    return [f'{line} {order}.', '']
+    one, other = top['DFND']['told'], top['Randomly selected']['told']
+    unequal = [f'{key} ({one[key]}, {other[key]})' for key in one.keys() & other.keys()
+               if key not in ('select', 'recipe') and one[key] != other[key]]
+    caution = f' But for the selection, the two differ in {", ".join(sorted(unequal))}.' if unequal else ''
+    return [f'{line}{caution} {order}.', '']
 
 
 def make_tables(runs, names=(), study=False):

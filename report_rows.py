@@ -20,7 +20,7 @@ SETTINGS = ('recipe', 'select', 'num_select', 'loss', 'wild', 'wild_images', 'ar
 NOT_SETTINGS = ('teacher', 'script', 'method', 'dataset', 'seed', 'run', 'resume', 'device', 'workers', 'compile',
                 'data', 'data_cifar', 'data_imagenet', 'cache', 'score_only')
 PUBLISHED_LOSS = {'teacher': 'ce', 'student': 'ce', 'kd': 'kd+ce', 'dafl': 'oh+ie+a+kd', 'dfnd': 'kd+nll'}
-PUBLISHED_DAFL_EPOCHS = (200, 2000)
+PUBLISHED_DAFL_EPOCHS = {'MNIST': 200, 'cifar10': 2000, 'cifar100': 2000}
 ABLATIONS = {'kd+nll': 'KD + NLL', 'kd': 'KD only', 'nll': 'NLL only', 'ce': 'CE only', 'kd+ce': 'KD + CE without Q'}
 
 
@@ -138,7 +138,7 @@ def name_rows(runs, study=False):
             for row in siblings:
                 value = row['told'].get(key)
                 # said of a lone row too: what departs from the paper, and num_select where random has another
-                short_run = key == 'epochs' and row['base'] == 'DAFL' and value not in PUBLISHED_DAFL_EPOCHS
+                short_run = key == 'epochs' and row['base'] == 'DAFL' and value != PUBLISHED_DAFL_EPOCHS.get(row['runs'][0]['dataset'])
                 other_pool = key == 'wild' and row['base'] == 'Alternative data' and value != 'usps'  # which is the paper's
                 always = (value == 'confidence' or other_pool or (key == 'loss' and value) or short_run
                           or (key == 'num_select' and unequal and row['base'] in picking))

@@ -45,8 +45,8 @@ class Job(NamedTuple):
         config = json.loads((self.folder / 'config.json').read_text(encoding='utf-8'))
         recorded = config.get('command', '')
         then, now = compared_flags(shlex.split(recorded)[2:]), compared_flags(self.arguments)
-        if now.get('--amp') == [config.get('args', {}).get('amp')]:  # what --amp auto found then is what is asked for now
-            then['--amp'] = now['--amp']
+        for one, other in ((then, now), (now, then)):  # where --amp is said once, what it came to counts
+            one.setdefault('--amp', other.get('--amp') and [config.get('args', {}).get('amp')])
         return None if then == now else recorded
 
     def state(self):
@@ -61,7 +61,8 @@ def compared_flags(arguments):
     flags, values = {}, []
     for word in arguments:
         if word.startswith('--'):
-            values = flags[word] = []
+            flag, equals, value = word.partition('=')
+            values = flags[flag] = [value] if equals else []
         else:
             values.append(word)
     where = ('--data', '--cache_dir', '--workers', '--output_dir', '--run', '--teacher_dir', '--resume', '--device', '--compile')
@@ -254,8 +255,11 @@ def parse(argv):
 def main():
     words = sys.argv[1:]
     cut = words.index('--') if '--' in words else len(words)
-    args = parse(words[:cut])
-    jobs = plan(args, words[cut + 1:])
+    args, extra = parse(words[:cut]), words[cut + 1:]
+    own = [word for word in extra if word.split('=')[0] in ('--dataset', '--seed', '--run', '--output_dir', '--teacher_dir')]
+    if own:
+        fail(f'{" ".join(own)} behind the --, but each run is given its own: leave it out, or give --seeds or --output_dir before the --')
+    jobs = plan(args, extra)
     print_plan(args, jobs)
     return 0 if args.dry_run else run_jobs(args, jobs)
 

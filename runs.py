@@ -65,7 +65,10 @@ class Run:
         if config_file.is_file() and begun:
             if not args.resume:
                 raise UserError(f'{self.folder} is in use: add --resume to go on with it, or --run NAME for another folder')
-            old = json.loads(config_file.read_text())['args']
+            try:
+                old = json.loads(config_file.read_text())['args']
+            except (ValueError, LookupError) as e:
+                raise UserError(f'{config_file} is damaged ({first_line(e)}): give --run NAME for another folder') from None
             new = json.loads(json.dumps(settings))
             # what was measured here, and not asked for, may come out a little different: the run keeps the first
             free = NOT_COMPARED | (set() if getattr(args, 'teacher_acc', None) else {'teacher_acc'})
@@ -123,7 +126,7 @@ class Run:
         if not last_file.is_file():
             distributed.on_first(lambda: metrics.unlink(missing_ok=True))
             return 0, 0
-        last = torch.load(last_file, map_location=device, weights_only=True)
+        last = torch.load(last_file, map_location='cpu', weights_only=True)  # optimisers keep their step counts there
         for name, value in self.state.items():
             if hasattr(value, 'load_state_dict'):
                 value.load_state_dict(last[name])

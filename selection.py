@@ -161,12 +161,20 @@ def score_and_select(folder, pool, teacher, normalise, device, amp, num_select, 
             if str(f['pool']) != digest:
                 raise UserError(f'the wild pool is not the one that {kept.with_suffix(".csv")} was made from: put its images back, '
                                 'or select anew with --run NAME')
+            if 'brightness' in f and np.abs(f['brightness'] - brightness(pool, f['chosen'])).max() > 2:  # decoders differ by less
+                raise UserError(f'the wild images have the names of those that {kept.with_suffix(".csv")} was made from, and not their '
+                                'pixels: select anew with --run NAME')
             return f['noise'], f['labels'], f['chosen']
     noise, labels = score(teacher, pool, normalise, device, amp)
     chosen = select(noise, labels, num_select, how, len(class_names), seed)
     if distributed.rank() == 0:
-        write_selection(folder, pool, noise, labels, chosen, class_names, {'pool': digest})
+        write_selection(folder, pool, noise, labels, chosen, class_names, {'pool': digest, 'brightness': brightness(pool, chosen)})
     return noise, labels, chosen
+
+
+def brightness(pool, chosen):
+    """The mean grey levels of the first thousand chosen images: whether they are still the same, however they are decoded."""
+    return pool.take(chosen[:1000]).float().mean(dim=(1, 2, 3)).numpy()
 
 
 def write_selection(folder, pool, noise, labels, chosen, class_names, facts):

@@ -1,5 +1,6 @@
 """What every script does: device and precision, seeds, learning rates, evaluation, and how it fails."""
 
+import contextlib
 import ctypes
 import hashlib
 import math
@@ -43,6 +44,10 @@ def run_script(main):
         if not isinstance(e, LocalError):  # with the others still waiting for this one, leaving could wait for them
             distributed.leave()
         sys.exit(code)
+    except (MemoryError, RuntimeError) as e:  # torch's for a GPU and for a CPU are both a RuntimeError
+        if not isinstance(e, (MemoryError, torch.cuda.OutOfMemoryError)) and "can't allocate memory" not in str(e):
+            raise
+        sys.exit(fail(script, 'out of memory: lower --batch_size, or --width, or --workers', local=True))
     except KeyboardInterrupt:
         print(f'\n{script}: interrupted; the same command with --resume goes on after the last finished epoch', file=sys.stderr)
         sys.exit(130)
@@ -73,6 +78,11 @@ def pick_device(name):
         torch.use_deterministic_algorithms(True, warn_only=True)
     if device.type == 'cpu':
         keep_freed_memory()
+    processes, own = (int(os.environ.get(name, default)) for name, default in (('WORLD_SIZE', 1), ('LOCAL_RANK', 0)))
+    if processes > 1 and device.type == 'mps':
+        raise UserError(f'{processes} processes, and mps takes one: leave torchrun out, or give --device cpu')
+    if processes > 1 and device.type == 'cuda' and own >= torch.cuda.device_count():
+        raise UserError(f'torchrun started process {own} here, and there are {torch.cuda.device_count()} GPUs: lower --nproc_per_node')
     return distributed.start(device)
 
 
@@ -122,7 +132,9 @@ def pick_amp(amp, device, arch):
 
 
 def autocast(device, amp):
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=amp == 'bf16')
+    if amp == 'off':  # and not enabled=False: torch 2.4 refuses MPS even so
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=torch.bfloat16)
 
 
 def compile_networks(wanted, device, *nets):

@@ -334,7 +334,7 @@ def test_two_processes_that_want_the_same_cache_both_get_it_from_spawned_workers
 
 
 @pytest.mark.skipif(not Path('/proc/self/task').exists(), reason='no /proc')
-@pytest.mark.parametrize('method', ['fork', 'spawn'])
+@pytest.mark.parametrize('method', ['fork', 'spawn', 'forkserver'])
 def test_a_killed_run_leaves_neither_its_lock_nor_its_workers(tmp_path, method):
     write_images(tmp_path / 'photos', 200)
     (tmp_path / 'script.py').write_text(SCRIPT)
@@ -345,7 +345,7 @@ def test_a_killed_run_leaves_neither_its_lock_nor_its_workers(tmp_path, method):
         run.stdin.flush()
         while not (tmp_path / 'count').exists():
             time.sleep(0.01)
-        workers = [Path(f'/proc/{pid}/cmdline') for pid in Path(f'/proc/{run.pid}/task/{run.pid}/children').read_text().split()]
+        workers = [Path(f'/proc/{pid}/cmdline') for pid in descendants(run.pid)]
         lock, = (tmp_path / 'cache').glob('*.lock')
         assert len(workers) >= 2 and not processes.lock(lock)
         run.kill()
@@ -355,6 +355,11 @@ def test_a_killed_run_leaves_neither_its_lock_nor_its_workers(tmp_path, method):
     while any(map(is_alive, workers)):
         assert time.time() < until
         time.sleep(0.1)
+
+
+def descendants(pid):
+    children = Path(f'/proc/{pid}/task/{pid}/children').read_text().split()
+    return children + [pid for child in children for pid in descendants(child)]
 
 
 def is_alive(cmdline):

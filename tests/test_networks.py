@@ -399,7 +399,8 @@ def test_a_teacher_in_bfloat16_is_near_the_one_in_float32(tmp_path):
 
 @pytest.mark.parametrize('facts, named', [({'classes': 5}, 'classes=5'),
                                           ({'channels': 3, 'mean': [0.1] * 3, 'std': [0.3] * 3}, 'channels=3'),
-                                          ({'mean': [0.1, 0.2]}, 'mean or std'), ({'accuracy': 95.0}, 'accuracy=95.0')])
+                                          ({'mean': [0.1, 0.2]}, 'one number a channel'), ({'mean': 0.1307}, 'mean=0.1307'),
+                                          ({'accuracy': 95.0}, 'accuracy=95.0'), ({'accuracy': '95%'}, "accuracy='95%'")])
 def test_a_teacher_whose_facts_do_not_fit_the_data_set_is_refused(facts, named, tmp_path):
     facts = DATASETS['MNIST'].facts('MNIST', 'lenet5', 6) | {'accuracy': 0.9} | facts
     save_network(tmp_path / 'teacher.pt', build('lenet5', 6, facts['classes'], facts['channels']), facts)

@@ -238,6 +238,26 @@ def test_no_test_data_and_unfinished_runs(tmp_path):
     assert '1 unfinished run' in done.stderr and done.stderr.count('\n') == 1
 
 
+def test_rows_that_differ_in_more_than_the_selection_are_told(tmp_path):
+    runs = tmp_path / 'runs'
+    make_run(runs, 'a', 'dfnd', select='random', wild_images=25000, images_seen=1000)
+    make_run(runs, 'b', 'dfnd', wild_images=90000, images_seen=1000, args={'T': 1.0})
+    text = report(tmp_path, '--no_figures').stdout
+    assert 'Wild pool: demo (25,000 images), demo (90,000 images).' in text
+    assert 'But for the selection, the two differ in T (1.0, 4.0), wild_images (90000, 25000). Order seen' in text
+    shutil.rmtree(runs / 'b')
+    make_run(runs, 'b', 'dfnd', wild_images=25000, images_seen=1000)
+    assert 'the two differ' not in report(tmp_path, '--no_figures').stdout
+
+
+def test_a_short_dafl_is_called_short(tmp_path):
+    for dataset, epochs in (('cifar10', 200), ('MNIST', 200)):
+        make_run(tmp_path / 'runs', dataset, 'dafl', dataset=dataset, epochs=epochs)
+    text = report(tmp_path, '--no_figures').stdout
+    mnist, cifar = text.split('**cifar10**')
+    assert '| DAFL |' in mnist and '| DAFL (200 epochs) |' in cifar
+
+
 def test_one_table_a_data_set(tmp_path):
     make_run(tmp_path / 'runs', 'a', 'teacher')
     make_run(tmp_path / 'runs', 'b', 'teacher', dataset='FashionMNIST')

@@ -1,4 +1,5 @@
 """A run's folder: what it holds, whose it is, and resume bit by bit."""
+import errno
 import json
 import sys
 from types import SimpleNamespace
@@ -8,6 +9,7 @@ import torch
 from images import error_of
 from torch import nn
 
+import processes
 import utils
 from data import MNIST
 from losses import noisy_nll
@@ -54,6 +56,20 @@ def test_a_folder_in_use_is_refused_without_resume(tmp_path):
     run = open_begun(tmp_path)
     text = error_of(open_run, tmp_path)
     assert str(run.folder) in text and '--resume' in text and '--run NAME' in text
+
+
+def test_a_damaged_config_is_told(tmp_path):
+    (open_begun(tmp_path).folder / 'config.json').write_text('{"args": {"se')
+    assert 'config.json is damaged' in error_of(open_run, tmp_path, resume=True)
+
+
+def test_a_file_system_without_locks_will_do(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, 'No locks available')
+
+    monkeypatch.setattr(processes.fcntl, 'flock', refuse)
+    open_begun(tmp_path)
+    assert open_run(tmp_path, resume=True).settings['seed'] == 0
 
 
 def test_a_run_that_ended_before_its_first_epoch_makes_room(tmp_path):

@@ -231,6 +231,12 @@ def test_resume_refuses_another_pool_and_another_teacher(digits, tmp_path):
     run('teacher-train.py', '--dataset', 'mnist5k', '--epochs', 1, '--seed', 1, '--output_dir', tmp_path / 'other', cwd=digits)
     line = error(run('DFND-train.py', *args, '--resume', '--teacher_dir', tmp_path / 'other', cwd=digits, code=2))
     assert 'was run with teacher=' in line
+    before = {path: path.read_bytes() for path in tmp_path.glob('*.png')}
+    for i in range(20):
+        Image.fromarray(np.full((28, 28), 10 * i + 5, np.uint8)).save(tmp_path / f'{i}.png')
+    assert 'not their pixels' in error(run('DFND-train.py', *args, '--resume', cwd=digits, code=2))
+    for path, content in before.items():
+        path.write_bytes(content)
     (tmp_path / '7.png').unlink()
     assert 'the wild pool is not the one' in error(run('DFND-train.py', *args, '--resume', cwd=digits, code=2))
 

@@ -138,7 +138,8 @@ def test_explicit_flags_beat_the_recipe_zero_and_false_too():
 
 
 @pytest.mark.parametrize('error, code, text', [
-    (UserError('what\n to   do'), 2, 'error: what to do\n'), (KeyboardInterrupt(), 130, '--resume')])
+    (UserError('what\n to   do'), 2, 'error: what to do\n'), (KeyboardInterrupt(), 130, '--resume'), (MemoryError(), 2, '--batch_size'),
+    (torch.cuda.OutOfMemoryError('CUDA out of memory'), 2, '--batch_size')])
 def test_a_script_ends_with_one_line_and_its_code(error, code, text, capsys):
     def main():
         raise error
@@ -149,9 +150,17 @@ def test_a_script_ends_with_one_line_and_its_code(error, code, text, capsys):
     assert stop.value.code == code and text in err and len(err.strip().splitlines()) == 1
 
 
+def test_more_memory_than_there_is_is_told(capsys):
+    with pytest.raises(SystemExit) as stop:
+        utils.run_script(lambda: torch.empty(2**55))
+    assert stop.value.code == 2 and 'out of memory: lower --batch_size' in capsys.readouterr().err
+
+
 def test_a_bug_keeps_its_traceback():
     with pytest.raises(ZeroDivisionError):
         utils.run_script(lambda: 1 / 0)
+    with pytest.raises(RuntimeError, match='shape'):
+        utils.run_script(lambda: torch.ones(2).view(3))
 
 
 def test_the_first_line_of_an_error_is_short_and_one_line():
@@ -168,6 +177,15 @@ def test_a_device_that_is_not_there_is_told(name):
     assert '--device auto' in error_of(pick_device, name)
 
 
+@pytest.mark.parametrize('name, rank, part', [('mps', 0, 'mps takes one'), ('cuda', 2, 'lower --nproc_per_node')])
+def test_more_processes_than_the_device_takes_are_told(monkeypatch, name, rank, part):
+    monkeypatch.setenv('WORLD_SIZE', '3')
+    monkeypatch.setenv('LOCAL_RANK', str(rank))
+    monkeypatch.setattr(torch, 'zeros', lambda *a, **k: None)  # as if it were there
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
+    assert part in error_of(pick_device, name)
+
+
 def test_the_cpu_is_always_there():
     assert pick_device('cpu') == CPU and pick_device('auto').type in ('cpu', 'cuda', 'mps')
 
@@ -181,6 +199,8 @@ def test_a_lenet_on_the_cpu_stays_in_float32_and_a_resnet_follows_the_hardware(m
 
 
 def test_autocast_is_on_for_bf16_only():
+    with utils.autocast(torch.device('meta'), 'off'):  # which autocast does not know, as torch 2.4's does not know MPS
+        pass
     layer, x = nn.Linear(2, 2), torch.ones(1, 2)
     for amp, dtype in (('bf16', torch.bfloat16), ('off', torch.float32)):
         with utils.autocast(CPU, amp):
