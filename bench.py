@@ -13,7 +13,6 @@ import functools
 import multiprocessing
 import statistics
 import tempfile
-import threading
 import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -37,9 +36,9 @@ from bench_measure import (
     finish,
     in_turn,
     matmul_rate,
+    peak_growth,
     per_second,
     require,
-    resident,
 )
 from data import CIFAR, MNIST, EpochPlan, Normalise, batches
 from decode import to_array
@@ -224,20 +223,7 @@ def bench_selection(count, classes):
     start = time.perf_counter()
     chosen = select(noise, labels, count // 10, 'balanced', classes, 0)
     seconds = time.perf_counter() - start
-    peak, done = resident(), threading.Event()
-    before = peak
-
-    def watch():  # numpy's memory and torch's alike
-        nonlocal peak
-        while not done.wait(0.002):
-            peak = max(peak, resident())
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    select(noise, labels, count // 10, 'balanced', classes, 0)
-    done.set()
-    watcher.join()
-    gib = (peak - before) / 2**30
+    gib = peak_growth(lambda: select(noise, labels, count // 10, 'balanced', classes, 0)) / 2**30
     return seconds, gib, len(np.unique(chosen))
 
 

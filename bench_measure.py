@@ -6,6 +6,7 @@ import os
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -70,6 +71,24 @@ def epoch_rate(script, *args, cwd, epoch):
 def resident():
     """Bytes of this process that are in memory."""
     return int(Path('/proc/self/statm').read_text().split()[1]) * os.sysconf('SC_PAGE_SIZE')
+
+
+def peak_growth(function):
+    """The most bytes that this process gains while function() runs: numpy's memory and torch's alike."""
+    before = peak = resident()
+    done = threading.Event()
+
+    def watch():
+        nonlocal peak
+        while not done.wait(0.002):
+            peak = max(peak, resident())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    function()
+    done.set()
+    watcher.join()
+    return peak - before
 
 
 def convolution_seconds(net, images, backward, repeats=3):

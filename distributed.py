@@ -12,9 +12,14 @@ import torch
 import torch.distributed as dist
 
 
+def launched():
+    """How many processes torchrun started; 1 without it."""
+    return int(os.environ.get('WORLD_SIZE', '1'))
+
+
 def start(device):
     """Joins the processes that torchrun started, if it did: gloo on a CPU, nccl on CUDA. Returns this process's device."""
-    if int(os.environ.get('WORLD_SIZE', '1')) == 1:
+    if launched() == 1:
         return device
     if device.type == 'cuda':
         device = torch.device('cuda', int(os.environ['LOCAL_RANK']))

@@ -60,7 +60,7 @@ CIFAR_STUDY = {
     'images seen': ['seen-half', 'dfnd-corrected', 'seen-double'],
 }
 MNIST_STUDY = {question: ['dfnd' if row == 'dfnd-corrected' else row for row in rows]
-               for question, rows in CIFAR_STUDY.items() if 'norm-imagenet' not in rows and 'confidence-imagenet' not in rows}
+               for question, rows in CIFAR_STUDY.items() if not any('imagenet' in row for row in rows)}  # which is for photos
 STUDY = {'cifar': CIFAR_STUDY, 'MNIST': MNIST_STUDY | {'num_select': ['n1000', 'n2500', 'n5000', 'dfnd', 'n25000']}}
 
 # ---------------------------------------------------------------- the scales
@@ -83,8 +83,8 @@ BUDGETS = {
 }
 SEEDS = {  # how many, 0 first; 'other': of every row that stands not here
     'cifar': {'other': 1, **dict.fromkeys(
-        ['student', 'kd', 'dfnd-released', 'dfnd-first-upload', 'norm-imagenet', 'confidence-imagenet',
-         *CIFAR_STUDY['selection'], *CIFAR_STUDY['loss']], 3)},
+        ['student', 'kd', 'dfnd-first-upload', *CIFAR_STUDY['selection'], *CIFAR_STUDY['loss'], *CIFAR_STUDY['normalisation'],
+         *CIFAR_STUDY['what sets released apart']], 3)},
     'MNIST': {'other': 5, 'dafl': 1},
     'mnist5k': {'other': 1},
 }

@@ -161,10 +161,11 @@ def score_and_select(folder, pool, teacher, normalise, device, amp, num_select, 
             if str(f['pool']) != digest:
                 raise UserError(f'the wild pool is not the one that {kept.with_suffix(".csv")} was made from: put its images back, '
                                 'or select anew with --run NAME')
-            if 'brightness' in f and np.abs(f['brightness'] - brightness(pool, f['chosen'])).max() > 2:  # decoders differ by less
+            chosen = f['chosen']
+            if 'brightness' in f and np.abs(f['brightness'] - brightness(pool, chosen)).max() > 2:  # decoders differ by less
                 raise UserError(f'the wild images have the names of those that {kept.with_suffix(".csv")} was made from, and not their '
                                 'pixels: select anew with --run NAME')
-            return f['noise'], f['labels'], f['chosen']
+            return f['noise'], f['labels'], chosen
     noise, labels = score(teacher, pool, normalise, device, amp)
     chosen = select(noise, labels, num_select, how, len(class_names), seed)
     if distributed.rank() == 0:

@@ -159,8 +159,8 @@ def open_selected(folder, count):
     return Pool([Part(folder / '000000.npy', count)], 'selected')
 
 
-def stream_and_select(folder, parts, class_names, num_select, how, seed, **scoring):
-    """`selection.score_and_select` for a stream; scoring: teacher, normalise, device, amp.
+def stream_and_select(folder, parts, teacher, normalise, device, amp, num_select, how, class_names, seed):
+    """`selection.score_and_select` for a stream (see wild.open_stream).
 
     Returns (the chosen images as a pool, their noise, their pseudo-labels, the whole pool's counts by class (C,), its mean
     noise), kept in the run's folder, images and all.
@@ -172,8 +172,8 @@ def stream_and_select(folder, parts, class_names, num_select, how, seed, **scori
                 raise UserError(f'{folder} holds a selection without its images, so --stream can not go on from it: select anew with '
                                 '--run NAME')
             return open_selected(folder / 'selected', len(f['noise'])), f['noise'], f['labels'], f['counts'], float(f['mean'])
-    pool, noise, labels, counts, mean = select_from_stream(parts, folder, **scoring, num_select=num_select, how=how,
-                                                           num_classes=len(class_names), seed=seed)
+    pool, noise, labels, counts, mean = select_from_stream(parts, folder, teacher, normalise, device, amp, num_select, how,
+                                                           len(class_names), seed)
     if distributed.rank() == 0:
         write_selection(folder, pool, noise, labels, np.arange(len(noise)), class_names, {'counts': counts, 'mean': mean})
     return pool, noise, labels, counts, mean

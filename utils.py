@@ -44,8 +44,8 @@ def run_script(main):
         if not isinstance(e, LocalError):  # with the others still waiting for this one, leaving could wait for them
             distributed.leave()
         sys.exit(code)
-    except (MemoryError, RuntimeError) as e:  # torch's for a GPU and for a CPU are both a RuntimeError
-        if not isinstance(e, (MemoryError, torch.cuda.OutOfMemoryError)) and "can't allocate memory" not in str(e):
+    except (MemoryError, RuntimeError) as e:  # torch's, on any device, is a RuntimeError
+        if not isinstance(e, MemoryError) and not any(part in str(e) for part in ('out of memory', "can't allocate memory")):
             raise
         sys.exit(fail(script, 'out of memory: lower --batch_size, or --width, or --workers', local=True))
     except KeyboardInterrupt:
@@ -78,11 +78,12 @@ def pick_device(name):
         torch.use_deterministic_algorithms(True, warn_only=True)
     if device.type == 'cpu':
         keep_freed_memory()
-    processes, own = (int(os.environ.get(name, default)) for name, default in (('WORLD_SIZE', 1), ('LOCAL_RANK', 0)))
+    processes = distributed.launched()
     if processes > 1 and device.type == 'mps':
         raise UserError(f'{processes} processes, and mps takes one: leave torchrun out, or give --device cpu')
-    if processes > 1 and device.type == 'cuda' and own >= torch.cuda.device_count():
-        raise UserError(f'torchrun started process {own} here, and there are {torch.cuda.device_count()} GPUs: lower --nproc_per_node')
+    if processes > 1 and device.type == 'cuda' and int(os.environ['LOCAL_RANK']) >= torch.cuda.device_count():
+        raise UserError(f'torchrun started process {os.environ["LOCAL_RANK"]} here, and there are {torch.cuda.device_count()} GPUs: '
+                        'lower --nproc_per_node')
     return distributed.start(device)
 
 

@@ -13,6 +13,7 @@ def test_every_row_is_measured(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     content = json.loads((tmp_path / 'bench.json').read_text())
     assert list(content['rows']) == ['decode', 'load', 'score', 'distil', 'teacher', 'dafl', 'selection']
+    assert all(row['ratio'] > 0 for name, row in content['rows'].items() if name != 'selection')
     checked = [line.split(':')[0] for line in content['checks']]
     assert checked == ['decode', 'load', 'score', 'distil', 'dafl', 'selection']
 
@@ -23,3 +24,4 @@ def test_both_pools_are_measured(tmp_path):
     rows = json.loads((tmp_path / 'bench-scale.json').read_text())['rows']
     assert list(rows) == ['cache and score', 'score', 'stream']
     assert all(set(row[key]) == {'300', '3000'} for row in rows.values() for key in ('images_per_s', 'memory_MiB'))
+    assert all(mebibytes > 100 for row in rows.values() for mebibytes in row['memory_MiB'].values())  # so few images have no time

@@ -7,15 +7,13 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from scripts import error, result, run
+from scripts import ROOT, error, result, run
 
-ROOT = Path(__file__).resolve().parent.parent
 ENV = os.environ | {'OMP_NUM_THREADS': '1', 'PYTHONDONTWRITEBYTECODE': '1'}
 
 
@@ -353,10 +351,11 @@ def test_compile_without_a_compiler_is_one_line(digits, monkeypatch):
 
 
 def losses_on(device, amp, photos):
-    """The losses of an epoch of two steps there."""
+    """The losses of an epoch of two steps there, which have moved the adaptation matrix, too."""
     name = f'two-steps-{device}-{amp}'
     run('DFND-train.py', '--dataset', 'cifar10', '--wild', 'data/cifar10/train', '--num_select', 64, '--batch_size', 32, '--steps', 2,
         '--device', device, '--amp', amp, '--run', name, cwd=photos)
+    assert len(np.unique(np.load(photos / 'runs' / name / 'adaptation.npy'))) > 2
     row = json.loads((photos / 'runs' / name / 'metrics.jsonl').read_text())
     return [row[key] for key in ('loss_kd', 'loss_nll', 'test_loss')]
 

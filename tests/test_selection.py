@@ -69,10 +69,12 @@ def test_score_does_not_depend_on_the_batch_size(batch_size):
         assert (noise[i], labels[i]) == (n[0], label[0])
 
 
-def test_score_sees_normalised_images():
-    teacher = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
+def test_score_sees_normalised_images_and_keeps_no_graph():
+    teacher, graphs = nn.Sequential(nn.Flatten(), nn.Linear(4, 3)), []
+    teacher.register_forward_hook(lambda module, images, logits: graphs.append(logits.requires_grad))
     images = np.random.default_rng(1).integers(0, 256, (5, 1, 2, 2), dtype=np.uint8)
     noise, _ = score(teacher, pool_of(images), lambda x: x.float() / 255 - 0.5, CPU, 'off')
+    assert graphs == [False]
     logits = teacher(torch.from_numpy(images).float() / 255 - 0.5)
     np.testing.assert_allclose(noise, -logits.softmax(1).max(1).values.log().detach().numpy(), rtol=1e-5)
 
