@@ -24,15 +24,15 @@ demo: $(VENV)/demo
 test: $(VENV)/test
 	$(PY) -m ruff check .
 	$(PY) report.py --check
-	$(PY) -m pytest -n 2 --dist loadfile
+	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # flags: make bench BENCH_FLAGS='--photos DIR --check'
 bench: $(VENV)/demo
-	$(PY) bench.py $(BENCH_FLAGS)
+	$(PY) -m bench.speed $(BENCH_FLAGS)
 
 # the rows about scale: make bench-scale BENCH_FLAGS=--check
 bench-scale: $(VENV)/demo
-	$(PY) bench_scale.py $(BENCH_FLAGS)
+	$(PY) -m bench.scale $(BENCH_FLAGS)
 
 clean:
 	rm -rf $(VENV) $(OUT) .pytest_cache .ruff_cache

@@ -1,12 +1,14 @@
-"""The scripts' arguments: one definition for each that they share, with one line for a mistake."""
+"""The scripts' arguments: one definition for each that they share, with one line for a mistake; and the settings that come of them."""
 
 import argparse
 import difflib
 import math
 import os
 import sys
+from types import SimpleNamespace
 
-from utils import SCHEDULES, fail, say
+from training import SCHEDULES
+from utils import fail, say
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -26,14 +28,13 @@ class Parser(argparse.ArgumentParser):
     def error(self, message):
         unknown = message.removeprefix('unrecognized arguments: ')
         if unknown != message:
-            flags = [s for a in self._actions for s in a.option_strings]
-            hints = []
-            for word in unknown.split():
-                near = difflib.get_close_matches(word.split('=')[0], flags, n=1)
-                if near:
-                    hints.append(f'did you mean {near[0]}?')
+            hints = filter(None, (nearest(word.split('=')[0], self._option_string_actions) for word in unknown.split()))
             message = f'unknown argument {unknown}: {" ".join(hints) or "see --help"}'
         sys.exit(fail(self.prog, message))
+
+
+def nearest(word, names):
+    return ''.join(f'did you mean {name}?' for name in difflib.get_close_matches(word, names, n=1))
 
 
 def at_least(kind, low, strict=False):
@@ -56,8 +57,7 @@ def name_in(names):
         for name in names:
             if text.lower() == name.lower():
                 return name
-        near = difflib.get_close_matches(text, names, n=1)
-        raise argparse.ArgumentTypeError(f'{text!r} is none of {", ".join(names)}' + (f': did you mean {near[0]}?' if near else ''))
+        raise argparse.ArgumentTypeError(f'{text!r} is none of {", ".join(names)}: {nearest(text, names)}'.rstrip(': '))
 
     return parse
 
@@ -80,8 +80,6 @@ def add_common_arguments(parser, datasets):
     g.add_argument('--device', default='auto', help='auto takes cuda, then mps, then cpu')
     g.add_argument('--amp', choices=('auto', 'bf16', 'off'), default='auto', help='auto: bfloat16 where the hardware is faster in it; '
                    'turn it off to compare with float32')
-    g.add_argument('--compile', action='store_true', help='torch.compile the networks: half a minute at the start, a few percent faster '
-                   'on a CPU; needs a C++ compiler')
     return g
 
 
@@ -93,17 +91,31 @@ def add_optimizer_arguments(g):
     g.add_argument('--schedule', choices=SCHEDULES, help='onecycle gets furthest where epochs are few')
 
 
-def override(recipe, args):
-    """The recipe, a dict, with the explicit flags put over it."""
-    return {k: v if getattr(args, k, None) is None else getattr(args, k) for k, v in recipe.items()}
-
-
-def say_settings(settings):
-    say('settings: ' + ', '.join(f'{k} {v:g}' if isinstance(v, float) else f'{k} {v}' for k, v in settings.items()))
-
-
 def add_student_arguments(g, archs):
     """What the scripts that distil a student from a teacher share."""
     g.add_argument('--teacher_dir', metavar='PATH', help="the teacher: an output folder, a run's folder or a file (default: --output_dir)")
     g.add_argument('--arch', type=name_in(archs), metavar='NAME', help='the student: LeNet-5-Half or ResNet-18 unless given')
     g.add_argument('--width', type=at_least(int, 1), help="a ResNet student's width (default: the teacher's)")
+
+
+class Settings(SimpleNamespace):
+    """All settings of a run, by the names of their flags, frozen: defaults < recipe < flags < what a resumed run kept. config.json is
+    it, so the values are what JSON can hold."""
+
+    def __setattr__(self, name, value):
+        raise AttributeError(f'{name}: settings are frozen; replace() makes new ones')
+
+    def replace(self, **changes):
+        return Settings(**{**vars(self), **changes})
+
+
+def settle(args, recipe, /, **more):
+    """The Settings of the parsed `args`, with `recipe`'s, a dict, where a flag is not given. more: what follows from both."""
+    return Settings(**{**recipe, **{k: v for k, v in vars(args).items() if v is not None or k not in recipe}, **more})
+
+
+def say_settings(settings):
+    """A line of what decides the result: not where and how it is computed."""
+    quiet = ('data', 'output_dir', 'run', 'resume', 'cache_dir', 'workers', 'dataset', 'teacher_dir', 'score_only')
+    shown = {k: v for k, v in vars(settings).items() if v is not None and k not in quiet}
+    say('settings: ' + ', '.join(f'{k} {v:g}' if isinstance(v, float) else f'{k} {v}' for k, v in sorted(shown.items())))

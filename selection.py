@@ -2,29 +2,74 @@
 
 import csv
 import hashlib
-import os
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 import distributed
-from utils import UserError, ahead, autocast, progress, rng
+from training import ahead, rng
+from utils import UserError, progress, written_aside
 
 SELECT = ('balanced', 'confidence', 'random', 'all')
 BATCH = 128  # images scored at a time
 
 
-@torch.no_grad()
-def noise_of(teacher, images, normalise, device, amp):
-    """(noise (B,) float32 in nats, pseudo_label (B,) int64) of a uint8 batch (B, C, H, W), as tensors on the device."""
-    with autocast(device, amp):
-        logits = teacher(normalise(images.to(device))).float()  # (B, num_classes)
-    confidence, label = F.log_softmax(logits, dim=1).max(dim=1)
+class Rule(NamedTuple):
+    """Which images to keep; see `select`."""
+
+    how: str  # of SELECT
+    num_select: int
+    seed: int
+
+
+class Selection(NamedTuple):
+    """The n chosen images of a pool of N, by whatever way the pool was read."""
+
+    pool: object  # a wild.pool.Pool, in which
+    chosen: np.ndarray  # (n,) are the positions of the chosen images
+    noise: np.ndarray  # (n,) float32, in nats
+    labels: np.ndarray  # (n,) int64: the teacher's, pseudo-labels
+    pool_counts: np.ndarray  # (C,): images of the whole pool by pseudo-label
+    pool_noise: float  # mean of the whole pool
+
+    @property
+    def counts(self):
+        """(C,): chosen images by pseudo-label."""
+        return np.bincount(self.labels, minlength=len(self.pool_counts))
+
+    def class_weights(self):
+        """w_c proportional to 1 / (n_c + 1), scaled to sum to C, as in the first upload: (C,) float32."""
+        w = 1 / (self.counts + 1)
+        return torch.tensor(w / w.sum() * len(w), dtype=torch.float32)
+
+    def facts(self):
+        """What a run's result says of it."""
+        nats = {'pool_noise': self.pool_noise, 'noise': self.noise.mean(), 'noise_max': self.noise.max()}
+        return {'wild_images': int(self.pool_counts.sum()), 'selected_per_class': self.counts.tolist(),
+                **{name: round(float(value), 5) for name, value in nats.items()}}
+
+    def describe(self, class_names):
+        """Lines: its size, its threshold, and how many images of each class it holds."""
+        yield (f'selected {len(self.noise)} of {self.pool_counts.sum()} images: noise up to {self.noise.max():.4f} (threshold), '
+               f"mean {self.noise.mean():.4f}; the pool's mean is {self.pool_noise:.4f}")
+        width = max(map(len, class_names))
+        for i in range(0, len(class_names), 5):
+            yield 'class  ' + '  '.join(f'{name:>{width}} {self.counts[c]:>6}/{self.pool_counts[c]:<6}'
+                                       for c, name in enumerate(class_names[i : i + 5], i))
+
+
+# ---------------------------------------------------------------- score
+
+
+def noise_of(teacher, images):
+    """(noise (B,) float32 in nats, pseudo_label (B,) int64) of a uint8 batch (B, C, H, W), as tensors on the teacher's device."""
+    confidence, label = F.log_softmax(teacher.logits(images), dim=1).max(dim=1)
     return confidence.abs(), label  # abs, and not minus: no -0
 
 
-def score(teacher, pool, normalise, device, amp, batch_size=BATCH):
+def score(teacher, pool, batch_size=BATCH):
     """Scores every image of the pool, without augmentation: noise(x) = CE(t(x), argmax t(x)) = -log max softmax t(x).
 
     Returns (noise (N,) float32 in nats, low is clean, pseudo_label (N,) int64), as numpy arrays. Raises UserError when the
@@ -45,11 +90,11 @@ def score(teacher, pool, normalise, device, amp, batch_size=BATCH):
 
     with progress(total=len(pool), desc='score') as bar:
         for rows, images in ahead(read()):
-            some_noise, some_labels = noise_of(teacher, images, normalise, device, amp)
+            some_noise, some_labels = noise_of(teacher, images)
             noise[rows], labels[rows] = some_noise.cpu().numpy(), some_labels.cpu().numpy()
             bar.update(len(images) * distributed.world())
     for part in (noise, labels):
-        part[:] = distributed.total(torch.from_numpy(part).to(device)).cpu().numpy()  # every other process holds 0 there
+        part[:] = distributed.total(torch.from_numpy(part).to(teacher.device)).cpu().numpy()  # every other process holds 0 there
     check_finite(noise)
     return noise, labels
 
@@ -61,15 +106,18 @@ def check_finite(noise):
                         'teacher')
 
 
-def select(noise, labels, num_select, how, num_classes, seed):
+# ---------------------------------------------------------------- select
+
+
+def select(noise, labels, rule, num_classes):
     """The indices of the images to keep, ascending, (num_select,) int64.
 
-    confidence: the lowest noise over all classes, as both published files do. balanced: the cleanest num_select / C of each
-    predicted class; where a class has too few, its share goes to the cleanest that are left. random: Table 1's control row.
+    rule.how: confidence: the lowest noise over all classes, as both published files do. balanced: the cleanest num_select / C of
+    each predicted class; where a class has too few, its share goes to the cleanest that are left. random: Table 1's control row.
     all: everything, whatever num_select. Of equal noise, the earlier image goes first.
     noise: (N,), labels: (N,) in 0 .. num_classes - 1. Raises UserError when the pool is smaller than num_select.
     """
-    count = len(noise)
+    (how, num_select, seed), count = rule, len(noise)
     if how == 'all':
         return np.arange(count)
     if num_select > count:
@@ -103,54 +151,38 @@ def rank_in_class(labels, num_classes):
     return rank
 
 
-def class_weights(labels, num_classes):
-    """w_c proportional to 1 / (n_c + 1), scaled to sum to C, as in the first upload. labels: of the kept images. (C,) float32."""
-    w = 1 / (np.bincount(labels, minlength=num_classes) + 1)
-    return torch.tensor(w / w.sum() * num_classes, dtype=torch.float32)
-
-
-def describe(noise, labels, pool_counts, pool_mean, class_names):
-    """The selection in lines: its size, its threshold, and how many images of each class it holds.
-
-    noise, labels: of the chosen images. pool_counts: (C,), and pool_mean: of all images.
-    """
-    counts = np.bincount(labels, minlength=len(class_names))
-    yield (f'selected {len(noise)} of {pool_counts.sum()} images: noise up to {noise.max():.4f} (threshold), mean {noise.mean():.4f}; '
-           f"the pool's mean is {pool_mean:.4f}")
-    width = max(map(len, class_names))
-    for i in range(0, len(class_names), 5):
-        yield 'class  ' + '  '.join(f'{name:>{width}} {counts[c]:>6}/{pool_counts[c]:<6}'
-                                   for c, name in enumerate(class_names[i : i + 5], i))
+# ---------------------------------------------------------------- files
 
 
 def write_csv(path, pool, noise, labels, chosen):
     """One row an image of the pool: its path or index, its noise, its pseudo-label, and whether it is chosen (0 or 1)."""
     flag = np.zeros(len(noise), np.int8)
     flag[chosen] = 1
-    partial = path.with_name(path.name + '.partial')
-    with open(partial, 'w', newline='', encoding='utf-8', errors='surrogateescape') as f:  # a path can hold any bytes
-        writer = csv.writer(f, lineterminator='\n')
+    with written_aside(path, 'w', newline='', encoding='utf-8', errors='surrogateescape') as file:  # a path can hold any bytes
+        writer = csv.writer(file, lineterminator='\n')
         writer.writerow(['image', 'noise', 'pseudo_label', 'chosen'])
         for name, x, label, chosen_too in zip(pool.names(), noise, labels, flag):
             writer.writerow([name, f'{x:.6g}', label, chosen_too])
-    os.replace(partial, path)
 
 
-def write_thumbnails(path, pool, noise, labels, class_names, per_class=4, classes=10):
+def write_thumbnails(path, pool, noise, labels, class_names):
     """The cleanest and the noisiest images of the most predicted classes, as an npz, so that the report needs no data."""
-    order = cleanest_first(noise)
+    order, per_class, classes = cleanest_first(noise), 4, 10
     common = np.sort(np.argsort(-np.bincount(labels, minlength=len(class_names)), kind='stable')[:classes])
     content = {'class_names': np.array(class_names)}
     for kind, ranked in (('clean', order), ('noisy', order[::-1])):
         rows = np.concatenate([ranked[labels[ranked] == c][:per_class] for c in common])
         images = pool.take(rows).permute(0, 2, 3, 1).numpy()  # (k, H, W, C)
         content |= {f'{kind}_images': images, f'{kind}_labels': labels[rows], f'{kind}_noise': noise[rows]}
-    np.savez_compressed(path, **content)
+    with written_aside(path) as file:
+        np.savez_compressed(file, **content)
 
 
-def score_and_select(folder, pool, teacher, normalise, device, amp, num_select, how, class_names, seed):
-    """`score`, then `select`: (noise (N,), pseudo-labels (N,), chosen indices), kept in the run's folder, so that a resumed run neither
-    scores again nor chooses anew. Raises UserError where the pool is not the one that they were made from."""
+def score_and_select(folder, pool, teacher, rule):
+    """`score`, then `select`: a Selection, kept in the run's folder, so that a resumed run neither scores again nor chooses anew.
+
+    Raises UserError where the pool is not the one that the kept selection was made from.
+    """
     kept = folder / 'selection.npz'
     digest = hashlib.sha256()
     for name in pool.names():
@@ -158,30 +190,24 @@ def score_and_select(folder, pool, teacher, normalise, device, amp, num_select, 
     digest = digest.hexdigest()
     if distributed.on_first(kept.is_file):
         with np.load(kept) as f:
+            noise, labels, chosen = f['noise'], f['labels'], f['chosen']
             if str(f['pool']) != digest:
                 raise UserError(f'the wild pool is not the one that {kept.with_suffix(".csv")} was made from: put its images back, '
-                                'or select anew with --run NAME')
-            chosen = f['chosen']
+                                'or select again with --run NAME')
             if 'brightness' in f and np.abs(f['brightness'] - brightness(pool, chosen)).max() > 2:  # decoders differ by less
-                raise UserError(f'the wild images have the names of those that {kept.with_suffix(".csv")} was made from, and not their '
-                                'pixels: select anew with --run NAME')
-            return f['noise'], f['labels'], chosen
-    noise, labels = score(teacher, pool, normalise, device, amp)
-    chosen = select(noise, labels, num_select, how, len(class_names), seed)
-    if distributed.rank() == 0:
-        write_selection(folder, pool, noise, labels, chosen, class_names, {'pool': digest, 'brightness': brightness(pool, chosen)})
-    return noise, labels, chosen
+                raise UserError(f'the wild images have the names of those that {kept.with_suffix(".csv")} was made from, and other '
+                                'pixels: select again with --run NAME')
+    else:
+        noise, labels = score(teacher, pool)
+        chosen = select(noise, labels, rule, teacher.classes)
+        if distributed.rank() == 0:
+            write_csv(folder / 'selection.csv', pool, noise, labels, chosen)
+            write_thumbnails(folder / 'thumbnails.npz', pool, noise, labels, teacher.class_names)
+            with written_aside(kept) as file:
+                np.savez(file, noise=noise, labels=labels, chosen=chosen, pool=digest, brightness=brightness(pool, chosen))
+    return Selection(pool, chosen, noise[chosen], labels[chosen], np.bincount(labels, minlength=teacher.classes), float(noise.mean()))
 
 
 def brightness(pool, chosen):
     """The mean grey levels of the first thousand chosen images: whether they are still the same, however they are decoded."""
     return pool.take(chosen[:1000]).float().mean(dim=(1, 2, 3)).numpy()
-
-
-def write_selection(folder, pool, noise, labels, chosen, class_names, facts):
-    """The list and the pictures for a reader, and last what a resumed run reads."""
-    write_csv(folder / 'selection.csv', pool, noise, labels, chosen)
-    write_thumbnails(folder / 'thumbnails.npz', pool, noise, labels, class_names)
-    partial = folder / 'selection.partial.npz'
-    np.savez(partial, noise=noise, labels=labels, chosen=chosen, **facts)
-    partial.rename(folder / 'selection.npz')

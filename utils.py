@@ -1,19 +1,10 @@
-"""What every script does: device and precision, seeds, learning rates, evaluation, and how it fails."""
+"""What every file here may use, with the standard library alone: how a script fails, its lines, and the files that it writes and reads."""
 
 import contextlib
-import ctypes
-import hashlib
-import math
+import json
 import os
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-
-import torch
-import torch.nn.functional as F
-from tqdm import tqdm
-
-import distributed
 
 
 class UserError(Exception):
@@ -29,251 +20,109 @@ def first_line(error):
     return f'{type(error).__name__}: {(str(error).strip() or "no message").splitlines()[0][:120]}'
 
 
-def run_script(main):
-    """Calls `main`; a UserError becomes one line on stderr and exit code 2, an interrupt exit code 130."""
+def first_process():
+    """Whether this is the only process, or the first of those that torchrun started."""
+    return os.environ.get('WORLD_SIZE', '1') == '1' or os.environ.get('RANK', '0') == '0'
+
+
+def run_script(main, leave=lambda: None):
+    """Calls `main`, whose result is the exit code. A UserError becomes one line on stderr and exit code 2, an interrupt exit code 130.
+    leave: called after main, and after an error that all processes of a group meet; see distributed.run_script."""
     script = Path(sys.argv[0]).name
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, 'reconfigure'):  # a file's name can hold what the terminal's encoding lacks
             stream.reconfigure(errors='backslashreplace')
     try:
-        main()
-        distributed.wait()
-        distributed.leave()
+        code = main()
+        leave()
+        sys.exit(code)
     except UserError as e:
-        code = fail(script, str(e), isinstance(e, LocalError))
-        if not isinstance(e, LocalError):  # with the others still waiting for this one, leaving could wait for them
-            distributed.leave()
+        local = isinstance(e, LocalError)
+        code = fail(script, str(e), local)
+        if not local:  # else the others still wait for this process, and leaving could wait for them
+            leave()
         sys.exit(code)
     except (MemoryError, RuntimeError) as e:  # torch's, on any device, is a RuntimeError
+        if isinstance(e.__context__, KeyboardInterrupt):  # it fell into torch.save, whose own end then failed
+            sys.exit(interrupted(script))
         if not isinstance(e, MemoryError) and not any(part in str(e) for part in ('out of memory', "can't allocate memory")):
             raise
         sys.exit(fail(script, 'out of memory: lower --batch_size, or --width, or --workers', local=True))
     except KeyboardInterrupt:
-        print(f'\n{script}: interrupted; the same command with --resume goes on after the last finished epoch', file=sys.stderr)
-        sys.exit(130)
+        sys.exit(interrupted(script))
+    except BrokenPipeError:  # such as by `| head`: the reader has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
 
 
 def fail(script, message, local=False):
-    if local or distributed.rank() == 0:
+    """One line on stderr; returns exit code 2. local: from this process, whichever of several it is."""
+    if local or first_process():
         print(f'{script}: error: {" ".join(message.split())}', file=sys.stderr, flush=True)
     return 2
 
 
-# ---------------------------------------------------------------- device, precision, seeds
+def interrupted(script):
+    hint = ' with --resume' if script.endswith('-train.py') else ''
+    print(f'\n{script}: interrupted; the same command{hint} goes on', file=sys.stderr)
+    return 130
 
 
-def pick_device(name):
-    """The torch.device for --device. Raises UserError for one that is not there."""
-    if name == 'auto':
-        name = 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'
-    try:
-        device = torch.device(name)
-        if device.type not in ('cuda', 'mps', 'cpu'):
-            raise RuntimeError('it is none of cuda, mps, cpu')
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as e:
-        raise UserError(f'--device {name} is not usable here ({first_line(e)}): try --device auto') from None
-    if device.type == 'cuda':  # the same command and seed, the same result
-        os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
-        torch.use_deterministic_algorithms(True, warn_only=True)
-    if device.type == 'cpu':
-        keep_freed_memory()
-    processes = distributed.launched()
-    if processes > 1 and device.type == 'mps':
-        raise UserError(f'{processes} processes, and mps takes one: leave torchrun out, or give --device cpu')
-    if processes > 1 and device.type == 'cuda' and int(os.environ['LOCAL_RANK']) >= torch.cuda.device_count():
-        raise UserError(f'torchrun started process {os.environ["LOCAL_RANK"]} here, and there are {torch.cuda.device_count()} GPUs: '
-                        'lower --nproc_per_node')
-    return distributed.start(device)
-
-
-def keep_freed_memory():
-    """Has the C library keep what is freed for the next tensor. Else every tensor of 32 MB or more is mapped anew, page fault by
-    page fault, which is a quarter of a DAFL step's time on a CPU and an eighth of a full-width ResNet's."""
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):  # not glibc
-        return
-    mallopt(-4, 0)  # M_MMAP_MAX
-    mallopt(-1, -1)  # M_TRIM_THRESHOLD: never
-
-
-def free_memory(device):
-    """Bytes that are free for tensors on the device."""
-    if device.type == 'cuda':
-        return torch.cuda.mem_get_info(device)[0]
-    try:
-        lines = Path('/proc/meminfo').read_text().splitlines()
-        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith('MemAvailable'))
-    except (OSError, StopIteration):
-        return 4 * 2**30  # unknown: the least that such a machine has
-
-
-def has_bf16(device):
-    """Whether bfloat16 is faster than float32 there. A CPU without it emulates it, many times slower. Intel's before AMX, or with
-    AMX hidden by a virtual machine, have its instruction at half float32's rate (measured: a ResNet-34 runs at 0.6 times its speed)."""
-    if device.type == 'cuda':
-        return torch.cuda.get_device_capability(device) >= (8, 0)
-    if device.type == 'cpu':
-        try:
-            facts = Path('/proc/cpuinfo').read_text().lower()
-        except OSError:
-            return False
-        return 'amx_bf16' in facts or ('avx512_bf16' in facts and 'genuineintel' not in facts) or ' bf16' in facts  # the last: Arm's
-    return False
-
-
-def pick_amp(amp, device, arch):
-    """Resolves --amp: 'bf16' or 'off'. A LeNet on a CPU stays in float32: its layers are too small to gain (measured: 8 %)."""
-    if amp != 'auto':
-        return amp
-    if device.type == 'cpu' and arch.startswith('lenet'):
-        return 'off'
-    return 'bf16' if has_bf16(device) else 'off'
-
-
-def autocast(device, amp):
-    if amp == 'off':  # and not enabled=False: torch 2.4 refuses MPS even so
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, dtype=torch.bfloat16)
-
-
-def compile_networks(wanted, device, *nets):
-    """--compile: torch.compile in place, so that a network keeps its names. Raises UserError where it can't compile."""
-    if not wanted:
-        return
-    try:
-        torch.compile(lambda x: x + 1)(torch.zeros(8, device=device))
-    except Exception as e:  # no C++ compiler, no Triton, a Python that it doesn't know
-        raise UserError(f'--compile does not work here ({first_line(e)}): install a C++ compiler such as g++ (on a GPU: Triton), or '
-                        'leave --compile out') from None
-    for net in nets:
-        net.compile()
-
-
-def to_device(net, device):
-    """The network on the device, in the memory format that its convolutions are fastest in."""
-    return net.to(device=device, memory_format=torch.channels_last)
-
-
-def rng(seed, *purpose):
-    """A CPU generator that depends on the seed and the purpose alone, such as ('batches', epoch).
-
-    All randomness comes from here, so a resumed run, another device or another number of workers sees the same images.
-    """
-    digest = hashlib.blake2b(repr((seed, *purpose)).encode(), digest_size=7).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, 'little'))
-
-
-def seed_init(seed, *purpose):
-    """Seeds torch's global generator, which the layers' initial weights are drawn from."""
-    torch.manual_seed(rng(seed, 'init', *purpose).initial_seed())
-
-
-# ---------------------------------------------------------------- training
-
-
-SCHEDULES = ('steps', 'onecycle', 'constant')
-
-
-def learning_rate(lr, schedule, milestones, step, steps):
-    """The learning rate of `step` (0-based) of `steps`.
-
-    steps: lr / 10 at each of `milestones`, fractions of the whole run, so that a shorter run keeps its shape.
-    onecycle: up from lr / 25 in the first 30 %, then a cosine down to nothing. constant: lr.
-    """
-    if schedule == 'constant':
-        return lr
-    if schedule == 'steps':
-        return lr * 0.1 ** sum(step >= round(m * steps) for m in milestones)
-    warm = max(1, round(0.3 * steps))
-    if step < warm:
-        return lr * (1 + 24 * step / warm) / 25
-    return lr * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
-
-
-def set_lr(optimizer, lr):
-    for group in optimizer.param_groups:
-        group['lr'] = lr
-
-
-def make_optimizer(name, parameters, lr):
-    """'sgd': momentum 0.9 and weight decay 5e-4, as both papers train ResNets; 'adam': torch's defaults, for LeNets."""
-    if name == 'sgd':
-        return torch.optim.SGD(parameters, lr=lr, momentum=0.9, weight_decay=5e-4)
-    return torch.optim.Adam(parameters, lr=lr)
-
-
-def exact(tensor):
-    """In double precision, for sums; but for Apple's GPUs, which have none."""
-    return tensor if tensor.device.type == 'mps' else tensor.double()
-
-
-class Means:
-    """Means of named values over an epoch, summed on the device: reading them is the only wait for it."""
-
-    def __init__(self):
-        self.sums, self.count = {}, 0
-
-    def add(self, count, weight=1.0, **values):
-        """values: means over this process's share of a batch of `count` images; weight: see distributed.own."""
-        for name, value in values.items():
-            self.sums[name] = self.sums.get(name, 0) + exact(value.detach()) * (count * weight)
-        self.count += count
-
-    def read(self):
-        """name -> mean over all processes, as floats. Raises UserError when one is not finite."""
-        sums = distributed.total(torch.stack(list(self.sums.values()))) / distributed.world()
-        means = dict(zip(self.sums, (sums / self.count).tolist()))
-        for name, value in means.items():
-            if not math.isfinite(value):
-                raise UserError(f'{name} became {value}: lower --lr, or turn --amp off, under another name with --run')
-        return means
-
-
-@torch.no_grad()
-def evaluate(net, split, normalise, device, amp, batch_size=500):
-    """(mean cross entropy, top-1 in percent) of `net` on a labelled split, at any batch size the same; (None, None) without one.
-
-    split: has `images` (N, C, H, W) uint8 and `labels` (N,), or is None. normalise: uint8 batch -> float batch.
-    """
-    if split is None:
-        return None, None
-    net.eval()
-    sums = exact(torch.zeros(2, device=device))  # of the loss, and of the correct answers
-    for i in range(distributed.rank() * batch_size, len(split.labels), distributed.world() * batch_size):
-        labels = split.labels[i : i + batch_size].to(device)
-        with autocast(device, amp):
-            logits = net(normalise(split.images[i : i + batch_size].to(device))).float()
-        sums[0] += F.cross_entropy(logits, labels, reduction='none').to(sums.dtype).sum()
-        sums[1] += (logits.argmax(dim=1) == labels).sum()
-    loss, correct = distributed.total(sums).tolist()
-    return loss / len(split.labels), 100 * round(correct) / len(split.labels)
-
-
-def ahead(items):
-    """Yields the items of an iterable (None is none of them); the next one is made in a thread meanwhile."""
-    items = iter(items)
-    with ThreadPoolExecutor(1) as thread:
-        following = thread.submit(next, items, None)
-        while (item := following.result()) is not None:
-            following = thread.submit(next, items, None)
-            yield item
+def bad_usage(message):
+    """Instead of an ArgumentParser's `error`: a wrong flag is a user's error as any other."""
+    raise UserError(f'{message}: --help lists the flags')
 
 
 def progress(iterable=None, total=None, unit='img', **kw):
-    """A tqdm bar on a terminal, nothing in a log. It clears itself, so that the plain lines stand alone."""
-    quiet = distributed.rank() > 0 or not sys.stderr.isatty()
+    """A tqdm bar on a terminal, nothing in a log. It clears itself, so that the plain lines remain alone."""
+    from tqdm import tqdm  # here, since the tables need no package
+
+    quiet = not first_process() or not sys.stderr.isatty()
     return tqdm(iterable, total=total, unit=unit, unit_scale=True, leave=False, dynamic_ncols=True, disable=quiet, **kw)
 
 
-def say(line):
+def say(line, file=None):
     """A plain line on stdout, above any bar; from one process of several."""
-    if distributed.rank() == 0:
-        tqdm.write(line)
-        sys.stdout.flush()
+    if first_process():
+        tqdm = sys.modules.get('tqdm')  # where nobody has loaded it, there is no bar
+        file = file or sys.stdout
+        (tqdm.tqdm.write if tqdm else print)(line, file=file)
+        file.flush()
 
 
 def warn(line):
-    if distributed.rank() == 0:
-        tqdm.write(f'warning: {line}', file=sys.stderr)
+    say(f'warning: {line}', sys.stderr)
+
+
+@contextlib.contextmanager
+def written_aside(path, mode='wb', **kw):
+    """Opens a file beside `path`, which takes that name once it is written: a reader, or a run killed in the middle, never meets
+    half a file."""
+    path = Path(path)
+    partial = path.with_name(path.name + '.partial')
+    with open(partial, mode, **kw) as file:
+        yield file
+    os.replace(partial, path)
+
+
+def write_json(path, content):
+    with written_aside(path, 'w', encoding='utf-8') as file:
+        file.write(json.dumps(content) + '\n')
+
+
+def read_json(path):
+    """A file's JSON object. Raises UserError where it holds none."""
+    return _read_objects(path, lambda file: [file.read()])[0]
+
+
+def read_json_lines(path):
+    """The JSON objects of a file, one a line; none where there is no file. Raises UserError for a line that holds none."""
+    return _read_objects(path, iter) if Path(path).is_file() else []
+
+
+def _read_objects(path, texts):
+    try:
+        with open(path, encoding='utf-8') as file:
+            return [dict(json.loads(text)) for text in texts(file)]
+    except (OSError, ValueError, TypeError) as e:
+        raise UserError(f'{path} is damaged, it holds no JSON object ({first_line(e)}): delete that run, or make it again') from None

@@ -1,8 +1,9 @@
-"""What every test module needs: our flat modules on the path, and one thread, so that small tests don't wait for each other."""
+"""What every test module needs: our modules on the path, and one thread, so that small tests don't wait for each other."""
 import multiprocessing
 import sys
 import urllib.request
 from pathlib import Path
+from unittest.mock import Mock
 from urllib.error import URLError
 
 import pytest
@@ -15,21 +16,25 @@ torch.set_num_threads(1)
 
 @pytest.fixture
 def no_network(monkeypatch):
-    def refuse(*a, **k):
-        raise URLError('no network')
-
-    monkeypatch.setattr(urllib.request, 'urlopen', refuse)
+    monkeypatch.setattr(urllib.request, 'urlopen', Mock(side_effect=URLError('no network')))
 
 
 @pytest.fixture
-def pool_of(tmp_path):
-    """Opens a pool with the test's own cache."""
-    from wild import open_pool
+def wild_of(tmp_path):
+    """The Wild of some sources, with the test's own cache."""
+    from wild.pool import Wild
 
-    def opened(*sources, channels=3, workers=0, data_dir=None):
-        return open_pool([str(s) for s in sources], channels, str(data_dir or tmp_path / 'data'), str(tmp_path / 'cache'), workers)
+    def wild(*sources, channels=3, workers=0, cache_dir=tmp_path / 'cache'):
+        return Wild([str(s) for s in sources], 32, channels, str(tmp_path / 'data'), str(cache_dir), workers)
 
-    return opened
+    return wild
+
+
+@pytest.fixture
+def pool_of(wild_of):
+    from wild.pool import open_pool
+
+    return lambda *sources, **how: open_pool(wild_of(*sources, **how))
 
 
 @pytest.fixture
@@ -38,6 +43,26 @@ def decoded(monkeypatch):
     opened, original = [], Image.open
     monkeypatch.setattr(Image, 'open', lambda path, *a, **k: opened.append(str(path)) or original(path, *a, **k))
     return opened
+
+
+@pytest.fixture
+def interrupted(monkeypatch):
+    """interrupted(n, call): the call is stopped by Ctrl-C when n images are decoded."""
+    from wild import decode
+
+    def interrupt(count, call):
+        original, left = decode.to_array, iter(range(count))
+
+        def stopped(*a):
+            if next(left, None) is None:
+                raise KeyboardInterrupt
+            return original(*a)
+
+        with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
+            m.setattr(decode, 'to_array', stopped)
+            call()
+
+    return interrupt
 
 
 @pytest.fixture

@@ -1,11 +1,16 @@
-"""Images that the tests draw, and what PIL and torchvision make of them."""
+"""Images that the tests draw and write, what PIL and torchvision make of them, and a teacher for them."""
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torchvision import transforms
 
+from networks import Teacher
 from utils import UserError
+
+CPU = torch.device('cpu')
 
 
 def pixels(seed, *shape):
@@ -13,6 +18,10 @@ def pixels(seed, *shape):
     random = np.random.default_rng(seed)
     coarse = Image.fromarray(random.integers(0, 256, (6, 8, *shape[2:]), dtype=np.uint8))
     return np.asarray(coarse.resize((shape[1], shape[0]), Image.BICUBIC))
+
+
+def random_images(*shape, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
 
 
 def write_images(folder, count, size=(40, 50)):
@@ -24,30 +33,60 @@ def write_images(folder, count, size=(40, 50)):
     return paths
 
 
-def reference(path, channels):
-    """The image by torchvision's pil_loader and Resize, sixteen-bit grey scaled to eight."""
-    with Image.open(path) as image:
-        if image.mode.startswith('I;16'):
-            image = Image.fromarray((np.asarray(image) // 256).astype(np.uint8))
-        image = transforms.Resize((32, 32))(image.convert('RGB' if channels == 3 else 'L'))
-    return np.asarray(image).reshape(32, 32, channels).transpose(2, 0, 1)
-
-
-def assert_pool_is(pool, paths, channels=3):
-    assert list(pool.names()) == list(paths)
-    taken = pool.take(torch.arange(len(pool)))
-    assert taken.dtype == torch.uint8 and taken.shape == (len(paths), channels, 32, 32)
-    for image, path in zip(taken.numpy(), paths):
-        assert np.array_equal(image, reference(path, channels)), path
-
-
 def break_files(folder):
+    """Returns the paths of three good and of three broken files."""
     good = write_images(folder, 3)
     (folder / 'garbage.png').write_bytes(b'\x89PNG no image' * 20)
     (folder / 'empty.jpg').write_bytes(b'')
     Image.fromarray(pixels(1, 90, 90, 3)).save(folder / 'truncated.jpg')
     (folder / 'truncated.jpg').write_bytes((folder / 'truncated.jpg').read_bytes()[:900])
     return good, sorted(str(folder / name) for name in ('garbage.png', 'empty.jpg', 'truncated.jpg'))
+
+
+def write_idx(path, array):
+    """A file as MNIST's."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(bytes([0, 0, 8, array.ndim]) + b''.join(n.to_bytes(4, 'big') for n in array.shape) + array.tobytes())
+
+
+def write_mnist(raw):
+    """torchvision's files of seven and three random digits. Returns {train: (images, labels)}."""
+    content = {}
+    for part, count in (('train', 7), ('t10k', 3)):
+        images, labels = random_images(count, 28, 28, seed=count), np.arange(count, dtype=np.uint8)[::-1] % 10
+        write_idx(raw / f'{part}-images-idx3-ubyte', images)
+        write_idx(raw / f'{part}-labels-idx1-ubyte', labels)
+        content[part == 'train'] = images, labels
+    return content
+
+
+def reference(image, channels):
+    """The image, or the file, by torchvision's pil_loader and Resize, sixteen-bit grey scaled to eight."""
+    if not isinstance(image, Image.Image):
+        with Image.open(image) as file:
+            file.load()
+            return reference(file, channels)
+    if image.mode.startswith('I;16'):
+        image = Image.fromarray((np.asarray(image) // 256).astype(np.uint8))
+    image = transforms.Resize((32, 32))(image.convert('RGB' if channels == 3 else 'L'))
+    return np.asarray(image).reshape(32, 32, channels).transpose(2, 0, 1)
+
+
+def resized(images):
+    """(N, H, W) or (N, H, W, 3) uint8 -> (N, C, 32, 32), by torchvision."""
+    return np.stack([reference(Image.fromarray(x), 3 if x.ndim == 3 else 1) for x in images])
+
+
+def assert_pool_is(pool, paths, channels=3):
+    assert list(pool.names()) == list(paths)
+    taken = pool.take(torch.arange(len(pool)))
+    assert taken.dtype == torch.uint8 and taken.shape == (len(paths), channels, 32, 32)
+    assert np.array_equal(taken, [reference(path, channels) for path in paths])
+
+
+def whole(cache):
+    """The names of the caches that are complete."""
+    return {p.name for p in cache.iterdir() if p.is_dir() and not p.name.endswith('.partial')}
 
 
 def error_of(function, *args, **kw):
@@ -59,6 +98,7 @@ def error_of(function, *args, **kw):
     return text
 
 
-def whole(cache):
-    """The names of the caches that are complete."""
-    return {p.name for p in cache.iterdir() if p.is_dir() and not p.name.endswith('.partial')}
+def teacher_of(net, mean=(0.0,), std=(1 / 255,), classes=10):
+    """A Teacher; with this mean and std the network sees the pixels as they are."""
+    return Teacher(net, 'lenet5', 6, classes, len(mean), mean, std, 'MNIST', 0.9, 'digest', CPU, 'off', Path('teacher.pt'),
+                   tuple(map(str, range(classes))))

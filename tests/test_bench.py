@@ -1,27 +1,28 @@
-"""The benchmark runs: not how fast, which is for a quiet machine."""
+"""The benchmarks run: not how fast, which is for a quiet machine."""
 
-import json
-import subprocess
-import sys
-from pathlib import Path
+import pytest
+from scripts import command
 
-ROOT = Path(__file__).resolve().parent.parent
+from utils import read_json
 
-
-def test_every_row_is_measured(tmp_path):
-    done = subprocess.run([sys.executable, ROOT / 'bench.py', '--quick'], cwd=tmp_path, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stdout + done.stderr
-    content = json.loads((tmp_path / 'bench.json').read_text())
-    assert list(content['rows']) == ['decode', 'load', 'score', 'distil', 'teacher', 'dafl', 'selection']
-    assert all(row['ratio'] > 0 for name, row in content['rows'].items() if name != 'selection')
-    checked = [line.split(':')[0] for line in content['checks']]
-    assert checked == ['decode', 'load', 'score', 'distil', 'dafl', 'selection']
+ROWS = ['decode', 'load', 'score', 'distil', 'teacher', 'dafl', 'selection']
 
 
-def test_both_pools_are_measured(tmp_path):
-    done = subprocess.run([sys.executable, ROOT / 'bench_scale.py', '--quick'], cwd=tmp_path, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stdout + done.stderr
-    rows = json.loads((tmp_path / 'bench-scale.json').read_text())['rows']
-    assert list(rows) == ['cache and score', 'score', 'stream']
+@pytest.mark.parametrize('rows', [['decode', 'score', 'teacher', 'selection'], pytest.param(ROWS, marks=pytest.mark.slow)])
+def test_every_row_is_measured(rows, tmp_path):
+    command('-m', 'bench.speed', '--quick', '--rows', *rows, cwd=tmp_path)
+    speed = read_json(tmp_path / 'bench.json')['speed']
+    assert list(speed['rows']) == rows
+    assert all(row['ratio'] > 0 for name, row in speed['rows'].items() if name != 'selection')
+    assert [line.split(':')[0] for line in speed['checks']] == [row for row in rows if row != 'teacher']
+
+
+@pytest.mark.slow  # nine processes
+def test_both_pools_are_measured_into_the_same_file(tmp_path):
+    (tmp_path / 'bench.json').write_text('{"speed": {"kept": true}}')
+    command('-m', 'bench.scale', '--quick', cwd=tmp_path)
+    content = read_json(tmp_path / 'bench.json')
+    rows = content['scale']['rows']
+    assert content['speed'] == {'kept': True} and list(rows) == ['cache and score', 'score', 'stream']
     assert all(set(row[key]) == {'300', '3000'} for row in rows.values() for key in ('images_per_s', 'memory_MiB'))
     assert all(mebibytes > 100 for row in rows.values() for mebibytes in row['memory_MiB'].values())  # so few images have no time

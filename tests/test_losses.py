@@ -1,4 +1,5 @@
 """Every loss beside a closed form or a plain loop over floats, in value and in gradient."""
+
 import math
 
 import pytest
@@ -7,39 +8,26 @@ import torch.nn.functional as F
 
 from losses import activation_loss, information_entropy_loss, kd_loss, log_adaptation_matrix, noisy_nll, one_hot_loss
 
-# ---------------------------------------------------------------- plain loops, nothing of torch but exp and log
 
-
-def softmax(row):
+def softmax(row):  # plain loops, nothing of torch but exp and log
     total = sum(torch.exp(v - max(row)) for v in row)
     return [torch.exp(v - max(row)) / total for v in row]
 
 
 def plain_kd(s, t, T, weights):
-    loss = 0
-    for i in range(len(s)):
-        p, q = softmax([v / T for v in s[i]]), softmax([v / T for v in t[i]])
-        loss = loss + weights[i] * sum(q[c] * (torch.log(q[c]) - torch.log(p[c])) for c in range(len(p)))
-    return T * T * loss / len(s)
+    rows = [(softmax([v / T for v in a]), softmax([v / T for v in b])) for a, b in zip(s, t)]
+    return T * T * sum(w * sum(q * (torch.log(q) - torch.log(p)) for p, q in zip(*row)) for w, row in zip(weights, rows)) / len(s)
 
 
 def plain_matrix(theta, a):
-    rows = []
-    for i in range(len(theta)):
-        off = softmax(list(theta[i]))
-        rows.append([(1 - a) * v for v in off[:i]] + [a] + [(1 - a) * v for v in off[i:]])
-    return rows
+    off = [[(1 - a) * v for v in softmax(list(row))] for row in theta]
+    return [[*row[:i], a, *row[i:]] for i, row in enumerate(off)]
 
 
 def plain_nll(s, labels, theta, a, class_weights):
     Q = plain_matrix(theta, a)
-    loss, total = 0, 0
-    for i in range(len(s)):
-        p = softmax(list(s[i]))
-        y = int(labels[i])
-        loss = loss - class_weights[y] * torch.log(sum(p[c] * Q[c][y] for c in range(len(p))))
-        total += class_weights[y]
-    return loss / total
+    losses = [-class_weights[y] * torch.log(sum(p * Q[c][y] for c, p in enumerate(softmax(list(row))))) for row, y in zip(s, labels)]
+    return sum(losses) / sum(class_weights[y] for y in labels)
 
 
 def data(B=7, C=5, seed=0):
@@ -57,13 +45,7 @@ def assert_same(ours, plain, inputs):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-12)
 
 
-# ---------------------------------------------------------------- L_KD
-
-
-def test_kd_of_equal_logits_is_zero_and_of_shifted_ones_too():
-    s = data()[0]
-    assert abs(kd_loss(s, s, 4.0).item()) < 1e-15
-    assert abs(kd_loss(s, s + 17.0, 4.0).item()) < 1e-12
+# ---------------------------------------------------------------- DFND
 
 
 @pytest.mark.parametrize('T', [1, 2.0, 4.0])
@@ -74,32 +56,24 @@ def test_kd_equals_the_plain_loop(T, weighted):
     assert_same(kd_loss(s, t, T, weights), plain_kd(s, t, T, [1.0] * len(s) if weights is None else weights), [s, t])
 
 
-def test_kd_of_two_classes_by_hand():
+def test_kd_of_equal_and_of_shifted_logits_is_zero_and_of_two_classes_as_by_hand():
+    s = data()[0]
+    assert abs(kd_loss(s, s, 4.0).item()) < 1e-15
+    assert abs(kd_loss(s, s + 17.0, 4.0).item()) < 1e-12
     s, t = torch.tensor([[0.0, 0.0]]), torch.tensor([[math.log(3.0) * 2, 0.0]])  # at T = 2: (1/2, 1/2) and (3/4, 1/4)
     by_hand = 4 * (0.75 * math.log(0.75 / 0.5) + 0.25 * math.log(0.25 / 0.5))
     assert kd_loss(s, t, 2.0).item() == pytest.approx(by_hand, rel=1e-6)
 
 
-# ---------------------------------------------------------------- the adaptation matrix
-
-
 @pytest.mark.parametrize('C, a', [(2, 0.6), (3, 0.9), (10, 0.9523), (100, 0.7774)])
-def test_matrix_starts_with_accuracy_on_the_diagonal_and_equal_shares_off_it(C, a):
+def test_matrix_starts_with_equal_shares_off_the_diagonal_and_equals_the_plain_double_loop(C, a):
     Q = log_adaptation_matrix(torch.zeros(C, C - 1, dtype=torch.float64), a).exp()
-    expected = torch.full((C, C), (1 - a) / (C - 1), dtype=torch.float64)
-    expected.fill_diagonal_(a)
+    expected = torch.full((C, C), (1 - a) / (C - 1), dtype=torch.float64).fill_diagonal_(a)
     torch.testing.assert_close(Q, expected, rtol=1e-12, atol=0)
-
-
-@pytest.mark.parametrize('C', [2, 3, 10])
-def test_matrix_rows_sum_to_one_and_equal_the_plain_double_loop(C):
     theta = 5 * torch.randn(C, C - 1, dtype=torch.float64, generator=torch.Generator().manual_seed(C))
-    Q = log_adaptation_matrix(theta, 0.8).exp()
+    Q = log_adaptation_matrix(theta, a).exp()
     torch.testing.assert_close(Q.sum(dim=1), torch.ones(C, dtype=torch.float64), rtol=1e-12, atol=0)
-    torch.testing.assert_close(Q, torch.tensor(plain_matrix(theta, 0.8), dtype=torch.float64), rtol=1e-9, atol=0)
-
-
-# ---------------------------------------------------------------- L_NLL
+    torch.testing.assert_close(Q, torch.tensor(plain_matrix(theta, a), dtype=torch.float64), rtol=1e-9, atol=0)
 
 
 @pytest.mark.parametrize('weighted', [False, True])
@@ -130,8 +104,8 @@ def test_extreme_float32_logits_give_finite_losses_and_gradients(accuracy):
     s = torch.tensor([[1e4, -1e4, 0.0], [-1e4, 1e4, 1e4], [1e4, 1e4, -1e4]], requires_grad=True)
     t = torch.tensor([[-1e4, 1e4, 0.0], [1e4, -1e4, -1e4], [1e4, -1e4, -1e4]])
     theta = torch.tensor([[1e4, -1e4], [0.0, 0.0], [-1e4, 1e4]], requires_grad=True)
-    for loss in (kd_loss(s, t, 4.0), noisy_nll(s, t.argmax(dim=1), theta, accuracy), noisy_nll(s, t.argmax(dim=1), theta, accuracy,
-                                                                                              torch.tensor([0.01, 1.0, 1.99]))):
+    weights = torch.tensor([0.01, 1.0, 1.99])
+    for loss in (kd_loss(s, t, 4.0), *(noisy_nll(s, t.argmax(dim=1), theta, accuracy, w) for w in (None, weights))):
         assert loss.isfinite() and loss > 0
         gradients = torch.autograd.grad(loss, [s, theta], allow_unused=True)
         assert all(g.isfinite().all() for g in gradients if g is not None)
@@ -147,20 +121,15 @@ def test_one_hot_loss_of_uniform_logits_is_log_c_and_of_sure_ones_zero():
     assert_same(one_hot_loss(t), sum(-torch.log(max(softmax(list(row)))) for row in t) / len(t), [t])
 
 
-def test_information_entropy_is_minus_log10_c_when_balanced_and_zero_when_collapsed():
-    assert information_entropy_loss(torch.eye(10).mean(dim=0)).item() == pytest.approx(-1, rel=1e-6)  # ten classes: -log10 10
-    collapsed = torch.zeros(10)
-    collapsed[3] = 1.0
-    collapsed.requires_grad_()
-    loss = information_entropy_loss(collapsed)
-    assert loss.item() == pytest.approx(0, abs=1e-6)
-    assert torch.autograd.grad(loss, collapsed)[0].isfinite().all()
-
-
-def test_information_entropy_equals_the_plain_loop_down_to_the_logits():
+def test_information_entropy_is_minus_log10_c_when_balanced_zero_when_collapsed_and_else_the_plain_loop():
     t = data()[1]
     mean = [sum(column) / len(t) for column in zip(*[softmax(list(row)) for row in t])]
     assert_same(information_entropy_loss(F.softmax(t, dim=1).mean(dim=0)), sum(p * torch.log(p) / math.log(10) for p in mean), [t])
+    assert information_entropy_loss(torch.eye(10).mean(dim=0)).item() == pytest.approx(-1, rel=1e-6)  # ten classes: -log10 10
+    collapsed = torch.eye(10)[3].requires_grad_()
+    loss = information_entropy_loss(collapsed)
+    assert loss.item() == pytest.approx(0, abs=1e-6)
+    assert torch.autograd.grad(loss, collapsed)[0].isfinite().all()
 
 
 def test_activation_loss_is_minus_the_mean_absolute_feature():

@@ -1,38 +1,37 @@
 """A run's folder: what it holds, whose it is, and resume bit by bit."""
+
 import errno
+import fcntl
 import json
-import sys
-from types import SimpleNamespace
+import subprocess
+import time
 
 import pytest
 import torch
 from images import error_of
 from torch import nn
 
-import processes
-import utils
+import runs
+from arguments import Settings
 from data import MNIST
 from losses import noisy_nll
 from networks import build, load_network
-from runs import Run, print_result
-from utils import Means, rng, seed_init
+from runs import Run
+from training import Means, make_optimizer, rng, seed_init
+from utils import read_json, read_json_lines, write_json
 
 CPU = torch.device('cpu')
-FACTS = MNIST.facts('MNIST', 'lenet5half', 3)
-
-
-# ---------------------------------------------------------------- a run's folder
 
 
 OPENED = []
 
 
-def open_run(tmp_path, resume=False, name=None, **settings):
+def open_run(tmp_path, resume=False, name=None, measured=(), **settings):
     """A Run, as if the process of the one before were dead."""
     while OPENED:
-        OPENED.pop().lock.close()
-    args = SimpleNamespace(output_dir=str(tmp_path / 'runs'), run=name, resume=resume)
-    OPENED.append(Run(args, 'MNIST-teacher', CPU, {'seed': 0, 'lr': 0.1, 'milestones': (0.4, 0.8), 'resume': resume, **settings}))
+        OPENED.pop().lock.release()
+    settings = {'seed': 0, 'lr': 0.1, 'epochs': 9, 'milestones': (0.4, 0.8), **settings}
+    OPENED.append(Run(Settings(output_dir=str(tmp_path / 'runs'), run=name, resume=resume, **settings), 'MNIST-teacher', CPU, measured))
     return OPENED[-1]
 
 
@@ -43,23 +42,33 @@ def open_begun(tmp_path, **kw):
     return run
 
 
-def test_a_run_writes_its_settings(tmp_path):
+def config_of(run):
+    return read_json(run.folder / 'config.json')
+
+
+def test_a_run_writes_its_settings_and_what_it_runs_on(tmp_path):
     run = open_run(tmp_path)
-    assert run.folder == tmp_path / 'runs' / 'MNIST-teacher' and run.name == 'MNIST-teacher' and run.finished() is None
-    config = json.loads((run.folder / 'config.json').read_text())
-    assert config['args'] == {'seed': 0, 'lr': 0.1, 'milestones': [0.4, 0.8], 'resume': False}
-    assert config['versions']['torch'] == torch.__version__ and {'command', 'hardware'} <= config.keys()
+    assert run.folder == tmp_path / 'runs' / 'MNIST-teacher' and run.name == 'MNIST-teacher' and not run.finished()
+    config = config_of(run)
+    assert config['settings'] == vars(run.settings) | {'milestones': [0.4, 0.8]}
+    assert config['versions']['torch'] == torch.__version__ and {'command', 'commit', 'hardware'} <= config.keys()
     assert open_run(tmp_path, name='mine').folder == tmp_path / 'runs' / 'mine'
 
 
-def test_a_folder_in_use_is_refused_without_resume(tmp_path):
-    run = open_begun(tmp_path)
-    text = error_of(open_run, tmp_path)
-    assert str(run.folder) in text and '--resume' in text and '--run NAME' in text
+@pytest.mark.parametrize('status, expected', [('', 'abc'), (' M runs.py\n', 'abc+'), (None, None)])
+def test_the_commit_is_marked_where_the_tree_was_changed(status, expected, monkeypatch):
+    def git(words, **kw):
+        if status is None:
+            raise FileNotFoundError('git')
+        return subprocess.CompletedProcess(words, 0, 'abc\n' if 'rev-parse' in words else status)
+
+    monkeypatch.setattr(subprocess, 'run', git)
+    assert runs.commit() == expected
 
 
-def test_a_damaged_config_is_told(tmp_path):
-    (open_begun(tmp_path).folder / 'config.json').write_text('{"args": {"se')
+@pytest.mark.parametrize('content', ['{"settings": {"se', '{"command": "x"}'])
+def test_a_damaged_config_is_told(content, tmp_path):
+    (open_begun(tmp_path).folder / 'config.json').write_text(content)
     assert 'config.json is damaged' in error_of(open_run, tmp_path, resume=True)
 
 
@@ -67,160 +76,140 @@ def test_a_file_system_without_locks_will_do(tmp_path, monkeypatch):
     def refuse(*_):
         raise OSError(errno.ENOLCK, 'No locks available')
 
-    monkeypatch.setattr(processes.fcntl, 'flock', refuse)
+    monkeypatch.setattr(fcntl, 'flock', refuse)
     open_begun(tmp_path)
-    assert open_run(tmp_path, resume=True).settings['seed'] == 0
+    assert open_run(tmp_path, resume=True).settings.seed == 0
 
 
-def test_a_run_that_ended_before_its_first_epoch_makes_room(tmp_path):
+@pytest.mark.parametrize('left', [(), ('lock', 'config.json.partial')])
+def test_a_folder_that_holds_no_epoch_makes_room(left, tmp_path):
+    folder = tmp_path / 'runs' / 'MNIST-teacher'
+    folder.mkdir(parents=True)
+    for name in left:  # by a run that was killed at its very start
+        (folder / name).touch()
     open_run(tmp_path, lr=1e9)
-    assert open_run(tmp_path, lr=0.1).settings['lr'] == 0.1
-    assert json.loads((tmp_path / 'runs/MNIST-teacher/config.json').read_text())['args']['lr'] == 0.1
+    run = open_run(tmp_path, lr=0.1)
+    assert run.settings.lr == config_of(run)['settings']['lr'] == 0.1
 
 
-@pytest.mark.skipif(sys.platform == 'win32', reason='no fcntl')
-def test_a_second_process_in_the_folder_is_refused(tmp_path):
+def test_a_folder_in_use_is_refused_without_resume_or_while_its_process_lives(tmp_path):
     run = open_begun(tmp_path)
     OPENED.clear()  # it lives
-    assert 'another process is running' in error_of(open_run, tmp_path, resume=True)
-    run.lock.close()
-    open_run(tmp_path, resume=True)
+    assert str(run.folder) in error_of(open_run, tmp_path, resume=True)
+    run.lock.release()
+    text = error_of(open_run, tmp_path)
+    assert str(run.folder) in text and '--resume' in text and '--run NAME' in text
 
 
-def test_what_was_found_and_not_asked_for_may_differ_on_resume(tmp_path):
-    open_begun(tmp_path, teacher_acc=0.98)
-    assert open_run(tmp_path, resume=True, teacher_acc=0.97).settings['teacher_acc'] == 0.98
-
-
-def test_another_precision_is_another_run(tmp_path):
-    open_begun(tmp_path, amp='bf16')  # what --amp auto found there
-    assert 'amp=bf16, and now it is off' in error_of(open_run, tmp_path, resume=True, amp='off')
-
-
-def test_what_a_run_leaves_that_was_killed_at_its_start_is_no_hindrance(tmp_path):
-    folder = tmp_path / 'runs' / 'MNIST-teacher'
-    folder.mkdir(parents=True)
-    (folder / 'lock').touch()
-    (folder / 'config.json.partial').touch()
-    assert open_run(tmp_path).settings['seed'] == 0
-
-
-def test_a_folder_of_something_else_is_refused_and_left_alone(tmp_path):
-    folder = tmp_path / 'runs' / 'MNIST-teacher'
-    folder.mkdir(parents=True)
-    open_run(tmp_path, name='MNIST-teacher')  # an empty one is taken
-    (folder / 'config.json').unlink()
-    (folder / 'photo.jpg').write_bytes(b'mine')
+@pytest.mark.parametrize('in_the_way', ['runs', 'runs/MNIST-teacher', 'runs/MNIST-teacher/photo.jpg'])
+def test_what_is_no_run_is_told_and_left_alone(in_the_way, tmp_path):
+    (tmp_path / in_the_way).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / in_the_way).write_text('mine')
     for resume in (False, True):
-        assert str(folder) in error_of(open_run, tmp_path, resume=resume)
-    assert sorted(p.name for p in folder.iterdir()) == ['lock', 'photo.jpg']
+        assert str(tmp_path / 'runs' / 'MNIST-teacher') in error_of(open_run, tmp_path, resume=resume)
+    assert [path.read_text() for path in tmp_path.rglob('*') if path.is_file()] == ['mine']
 
 
-@pytest.mark.parametrize('in_the_way', ['runs', 'runs/MNIST-teacher'])
-def test_a_file_in_the_folders_place_is_told(in_the_way, tmp_path):
-    (tmp_path / in_the_way).parent.mkdir(exist_ok=True)
-    (tmp_path / in_the_way).write_text('in the way')
-    assert str(tmp_path / in_the_way) in error_of(open_run, tmp_path)
+# ---------------------------------------------------------------- resume
 
 
-@pytest.mark.parametrize('change, named', [(dict(lr=0.2), 'lr=0.1, and now it is 0.2'), (dict(milestones=(0.4,)), 'milestones')])
+@pytest.mark.parametrize('change, named', [
+    (dict(lr=0.2), ('lr', '0.1', '0.2')), (dict(milestones=(0.4,)), ('milestones', '[0.4, 0.8]', '[0.4]')),
+    (dict(amp='off'), ('amp', 'bf16', 'off'))])  # bf16: what --amp auto found there
 def test_resume_with_another_setting_is_refused_by_name(change, named, tmp_path):
-    open_begun(tmp_path)
-    assert named in error_of(open_run, tmp_path, resume=True, **change)
+    open_begun(tmp_path, amp='bf16')
+    text = error_of(open_run, tmp_path, resume=True, **{'amp': 'bf16', **change})
+    assert all(part in text for part in (*named, '--run NAME'))
 
 
-def test_resume_elsewhere_is_the_same_run(tmp_path):
-    open_begun(tmp_path, workers=4, device='cuda', data='a', cache_dir='b')
-    open_run(tmp_path, workers=0, device='cpu', data='c', cache_dir='d', resume=True)
+def test_resume_elsewhere_is_the_same_run_and_keeps_what_was_measured(tmp_path):
+    open_begun(tmp_path, workers=4, device='cuda', data='a', cache_dir='b', teacher_acc=0.98)
+    here = dict(workers=0, device='cpu', data='c', cache_dir='d', teacher_acc=0.97)
+    settings = open_run(tmp_path, resume=True, measured=('teacher_acc',), **here).settings
+    assert (settings.teacher_acc, settings.data) == (0.98, 'c')
+    assert 'teacher_acc' in error_of(open_run, tmp_path, resume=True, **here)  # asked for
 
 
-def train(net, optimizer, theta, optimizer_theta, steps, seed):
+def test_a_run_begun_before_settings_had_that_name_goes_on(tmp_path):
+    run = open_begun(tmp_path, teacher_acc=0.98)
+    config = config_of(run)
+    write_json(run.folder / 'config.json', {'args': {**config.pop('settings'), 'compile': False}, **config})
+    assert open_run(tmp_path, resume=True, measured=('teacher_acc',), teacher_acc=0.97).settings.teacher_acc == 0.98
+    assert 'lr' in error_of(open_run, tmp_path, resume=True, lr=0.2, teacher_acc=0.98)
+
+
+def train(net, theta, optimizer, optimizer_theta, seed):
     x = torch.randn(4, 1, 32, 32, generator=rng(seed, 'x'))
-    for _ in range(steps):
-        loss = noisy_nll(net(x), torch.arange(4), theta, 0.9)
-        optimizer.zero_grad(set_to_none=True)
-        optimizer_theta.zero_grad(set_to_none=True)
-        loss.backward()
+    for _ in range(3):
+        optimizer.zero_grad()
+        optimizer_theta.zero_grad()
+        noisy_nll(net(x), torch.arange(4), theta, 0.9).backward()
         optimizer.step()
         optimizer_theta.step()
 
 
-def start(run, seed):
+def start(run, seed=0):
     """A network with batch norms, a learned tensor, and an optimiser of each kind."""
     seed_init(seed)
-    net, theta = build('resnet18', 2, 10, 1), torch.zeros(10, 9, requires_grad=True)
-    state = dict(optimizer=utils.make_optimizer('sgd', net.parameters(), 0.1), theta=theta,
+    net, theta = build('resnet18', 8, 10, 1), torch.zeros(10, 9, requires_grad=True)
+    state = dict(optimizer=make_optimizer('sgd', net.parameters(), 0.1), theta=theta,
                  optimizer_theta=torch.optim.Adam([theta], lr=0.01))
-    facts = MNIST.facts('MNIST', 'resnet18', 2)
-    epoch, step = run.start('student', net, facts, 3, CPU, **state)
+    epoch, step = run.start('student', net, MNIST.facts('MNIST', 'resnet18', 8), **state)
     return net, state, epoch, step
 
 
 def end_epoch(run, epoch, top1, loss=1.0):
     means = Means()
     means.add(8, loss=torch.tensor(loss))
-    run.end_epoch(epoch, 10 * epoch, 0.1, means, 2.0, None if top1 is None else 0.5, top1)
+    means.seconds = 2.0
+    run.end_epoch(epoch, 10 * epoch, 0.1, means, (None, None) if top1 is None else (0.5, top1))
+
+
+def rows_of(run):
+    return read_json_lines(run.folder / 'metrics.jsonl')
 
 
 def test_resume_restores_network_optimisers_and_tensor_bit_by_bit(tmp_path):
     run = open_run(tmp_path)
-    net, state, epoch, step = start(run, seed=0)
+    net, state, epoch, step = start(run)
     assert (epoch, step) == (0, 0)
-    train(net.train(), **state, steps=3, seed=1)
+    train(net.train(), **state, seed=1)
     end_epoch(run, 1, 50.0)
-    train(net, **state, steps=3, seed=2)
+    train(net, **state, seed=2)
 
     again = open_run(tmp_path, resume=True)
     net2, state2, epoch, step = start(again, seed=7)
     assert (epoch, step, again.best, again.top1) == (1, 10, 50.0, 50.0)
-    train(net2.train(), **state2, steps=3, seed=2)
+    train(net2.train(), **state2, seed=2)  # with momentum, and with Adam's means
     assert state2['theta'].requires_grad and state2['theta'].abs().max() > 0
     assert torch.equal(state['theta'], state2['theta'])
     assert all(torch.equal(v, net2.state_dict()[k]) for k, v in net.state_dict().items())
-    for name in ('optimizer', 'optimizer_theta'):
-        ours, theirs = (s[name].state_dict() for s in (state, state2))
-        assert ours['param_groups'] == theirs['param_groups'] and ours['state'].keys() == theirs['state'].keys()
-        for a, b in zip(ours['state'].values(), theirs['state'].values()):
-            assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) if torch.is_tensor(a[k]) else a[k] == b[k] for k in a)
-
-
-def rows_of(run):
-    return [json.loads(line) for line in (run.folder / 'metrics.jsonl').read_text().splitlines()]
 
 
 @pytest.mark.parametrize('extra', [json.dumps({'epoch': 3}) + '\n', '{"epoch": 3, "st', ''])
-def test_rows_that_the_saved_state_does_not_know_are_dropped(extra, tmp_path):
+@pytest.mark.parametrize('saved', [0, 2])
+def test_rows_that_the_saved_state_does_not_know_are_dropped(extra, saved, tmp_path):
     run = open_run(tmp_path)
-    start(run, 0)
-    end_epoch(run, 1, 50.0)
-    end_epoch(run, 2, 60.0)
+    start(run)
+    for epoch in range(1, saved + 1):
+        end_epoch(run, epoch, 50.0)
     with open(run.folder / 'metrics.jsonl', 'a') as f:
         f.write(extra)  # killed between the row and the state
     again = open_run(tmp_path, resume=True)
-    assert start(again, 0)[2:] == (2, 20)
-    end_epoch(again, 3, 55.0)
-    assert [row['epoch'] for row in rows_of(again)] == [1, 2, 3]
-
-
-def test_a_run_killed_before_its_first_state_starts_anew(tmp_path):
-    run = open_run(tmp_path)
-    (run.folder / 'metrics.jsonl').write_text('{"epoch": 1}\n')
-    again = open_run(tmp_path, resume=True)
-    assert start(again, 0)[2:] == (0, 0)
-    end_epoch(again, 1, 50.0)
-    assert [row['step'] for row in rows_of(again)] == [10]
+    assert start(again)[2:] == (saved, 10 * saved)
+    end_epoch(again, saved + 1, 55.0)
+    assert [row['epoch'] for row in rows_of(again)] == list(range(1, saved + 2))
 
 
 def test_last_and_best_networks_are_kept_with_their_own_accuracy(tmp_path, capsys):
     run = open_run(tmp_path)
-    net = start(run, 0)[0]
-    weights = {}
+    net, weights = start(run)[0], {}
     for epoch, top1 in enumerate((50.0, 70.0, 60.0), 1):
         nn.init.normal_(net.linear.weight)
         weights[top1] = net.linear.weight.detach().clone()
         end_epoch(run, epoch, top1, loss=epoch / 4)
     capsys.readouterr()
-    run.finish({'script': 'test'})
+    run.finish('test', steps=30)
     for name, top1 in (('student.pt', 60.0), ('student-best.pt', 70.0)):
         loaded, facts = load_network(run.folder / name)
         assert facts['accuracy'] == pytest.approx(top1 / 100) and torch.equal(loaded.linear.weight, weights[top1])
@@ -229,33 +218,25 @@ def test_last_and_best_networks_are_kept_with_their_own_accuracy(tmp_path, capsy
         epoch=2, step=20, lr=0.1, loss=0.5, test_loss=0.5, top1=70.0, images_per_s=4.0)
     line = capsys.readouterr().out.splitlines()[-1]
     result = json.loads(line.removeprefix('RESULT '))
-    assert (result['script'], result['top1'], result['top1_best'], result['run']) == ('test', 60.0, 70.0, 'MNIST-teacher')
-    assert result['params'] == sum(p.numel() for p in net.parameters()) and result['flops'] > 0
-    assert result == json.loads((run.folder / 'result.json').read_text()) == open_run(tmp_path, resume=True).finished()
-    print_result(result)
-    assert capsys.readouterr().out.splitlines() == [line]
+    expected = dict(method='test', top1=60.0, top1_best=70.0, run='MNIST-teacher', seed=0, epochs=9, steps=30,
+                    params=sum(p.numel() for p in net.parameters()))
+    assert result['flops'] > 0 and result.items() >= expected.items() and result == read_json(run.folder / 'result.json')
+    assert open_run(tmp_path, resume=True).finished() and capsys.readouterr().out.splitlines() == [line]
 
 
-def test_a_resumed_run_keeps_the_best_and_the_seconds_of_its_first_sitting(tmp_path):
+@pytest.mark.parametrize('first, last, best', [(70.0, 60.0, 70.0), (None, None, None)])  # None: without test data
+def test_a_resumed_run_keeps_the_best_and_the_seconds_of_its_first_sitting(first, last, best, tmp_path):
     run = open_run(tmp_path)
-    start(run, 0)
-    run.started -= 100
-    end_epoch(run, 1, 70.0)
+    start(run)
+    run.started = time.time() - 100
+    end_epoch(run, 1, first)
     again = open_run(tmp_path, resume=True)
-    start(again, 0)
-    end_epoch(again, 2, 60.0)
-    again.finish({})
-    result = again.finished()
-    assert (result['top1'], result['top1_best']) == (60.0, 70.0) and 100 <= result['seconds'] < 130
-    assert load_network(again.folder / 'student-best.pt')[1]['accuracy'] == pytest.approx(0.7)
-
-
-def test_without_test_data_a_run_has_no_accuracy_and_no_best(tmp_path):
-    run = open_run(tmp_path)
-    start(run, 0)
-    end_epoch(run, 1, None)
-    again = open_run(tmp_path, resume=True)
-    start(again, 0)
-    again.finish({})
-    assert again.finished()['top1'] is None and again.finished()['top1_best'] is None
-    assert load_network(run.folder / 'student.pt')[1]['accuracy'] is None and not (run.folder / 'student-best.pt').exists()
+    start(again)
+    if last:
+        end_epoch(again, 2, last)
+    again.finish('test')
+    result = read_json(again.folder / 'result.json')
+    assert (result['top1'], result['top1_best']) == (last, best) and 100 <= result['seconds'] < 130
+    assert load_network(again.folder / 'student.pt')[1]['accuracy'] == (last and pytest.approx(last / 100))
+    assert (again.folder / 'student-best.pt').exists() == (best is not None)
+    assert not best or load_network(again.folder / 'student-best.pt')[1]['accuracy'] == pytest.approx(best / 100)

@@ -1,0 +1,121 @@
+"""The report's figures. Each function draws rows (paper.results.Entry) or `run`, which find_run chose among them."""
+
+import itertools
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from utils import warn
+
+COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000', '#999999')
+STYLES = ('-', '--', ':', '-.', (0, (8, 2)), (0, (3, 1, 1, 1, 1, 1)))
+
+
+def find_run(rows, file):
+    """Of the runs that have the file, the one to show: balanced DFND's lowest seed, or the first; None where none has it."""
+    runs = [run for entry in rows for run in entry.runs if (run.curve if file == 'metrics.jsonl' else run.file(file))]
+    balanced = [run for run in runs if run.result['method'] == 'dfnd' and run.result.get('select') == 'balanced']
+    return min(balanced, key=lambda run: run.seed or 0) if balanced else next(iter(runs), None)
+
+
+def points(run, key):
+    """(2, n): the steps, and the values of `key` in their epochs."""
+    return np.array([(epoch['step'], epoch[key]) for epoch in run.curve if epoch.get(key) is not None]).reshape(-1, 2).T
+
+
+def draw_curves(fig, rows, _):
+    """Top-1 (percent) of every run, and the losses of each row's lowest seed, over the steps."""
+    rows = [entry for entry in rows if entry.runs]
+    fig.set_size_inches(11, 4.6 + 0.08 * len(rows))
+    accuracy, loss = fig.subplots(1, 2)
+    for entry, (dash, colour) in zip(rows, itertools.cycle(itertools.product(STYLES, COLOURS))):
+        accuracy.plot([], [], ls=dash, color=colour, label=entry.row.name)
+        for run in entry.runs:
+            accuracy.plot(*points(run, 'top1'), ls=dash, color=colour, lw=0.9, marker='.', ms=3)
+    losses = dict.fromkeys(key for entry in rows for epoch in entry.runs[0].curve for key in epoch
+                           if key.startswith('loss') and (epoch[key] or 0) > 0)
+    for key, style in zip(losses, itertools.cycle(STYLES)):
+        loss.plot([], [], ls=style, color='0.3', label=key)
+        for entry, colour in zip(rows, itertools.cycle(COLOURS)):
+            loss.plot(*points(entry.runs[0], key), ls=style, color=colour, lw=1.2, marker='.', ms=3)
+    accuracy.set(title='Accuracy on the test set, a line a seed', xlabel='step', ylabel='top-1 (%)')
+    loss.set(title="Training losses where positive, each row's lowest seed", xlabel='step', ylabel='loss (log scale)')
+    loss.set_yscale('log', nonpositive='mask')
+    if losses:
+        loss.legend(fontsize=8)
+    for axis in (accuracy, loss):
+        axis.grid(alpha=0.3)
+    fig.legend(*accuracy.get_legend_handles_labels(), loc='outside lower center', ncols=3, fontsize=9)
+
+
+def draw_selection(fig, rows, run):
+    """The cleanest and the noisiest wild images, at most 40 of each, with pseudo-label and noise (nats)."""
+    fig.set_size_inches(10, 10)
+    fig.suptitle(f'Wild images of {run.folder.name}\npseudo-label, noise = -log(teacher\'s confidence)')
+    with np.load(run.file('thumbnails.npz'), allow_pickle=False) as arrays:
+        for part, kind, title in zip(fig.subfigures(2, 1), ('clean', 'noisy'), ('cleanest', 'noisiest')):
+            part.suptitle(title, fontweight='bold')
+            names = arrays['class_names'][arrays[f'{kind}_labels']]
+            axes = part.subplots(4, 10).flatten()
+            for axis in axes:
+                axis.axis('off')
+            for axis, image, name, noise in zip(axes, arrays[f'{kind}_images'], names, arrays[f'{kind}_noise']):
+                axis.imshow(image.squeeze(), cmap='gray', vmin=0, vmax=255)
+                axis.set_title(f'{name:.12}\n{noise:.2g}', fontsize=8)
+
+
+def draw_histogram(fig, rows, _):
+    """Chosen wild images by predicted class: a panel for each of the table's rows, of its lowest seed."""
+    panels = {}
+    for entry in rows:
+        run = find_run([entry], 'selection.csv')
+        if run:
+            with run.file('selection.csv').open(encoding='utf-8', errors='surrogateescape') as file:  # image, noise, pseudo_label, chosen
+                labels, chosen = np.loadtxt(file, int, comments=None, delimiter=',', quotechar='"', skiprows=1, usecols=(2, 3)).T
+            panels[entry.row.name] = np.bincount(labels, chosen)
+    classes, lines = max(map(len, panels.values())), -(-len(panels) // 3)
+    axes = fig.subplots(lines, min(3, len(panels)), sharey=True, squeeze=False).flatten()
+    fig.set_size_inches(max(6, 3.7 * min(3, len(panels))), 0.6 + 2.7 * lines)
+    fig.suptitle('Chosen wild images by the class that the teacher predicts')
+    for axis, (name, counts) in zip(axes, panels.items()):
+        axis.bar(range(len(counts)), counts, color=COLOURS[0])
+        axis.set(xlabel='predicted class', ylabel='images', xlim=(-0.7, classes - 0.3), xticks=range(0, classes, -(-classes // 10)))
+        axis.set_title(name, fontsize=10, wrap=True)
+        axis.grid(axis='y', alpha=0.3)
+    for axis in axes[len(panels):]:
+        axis.axis('off')
+
+
+def draw_adaptation(fig, rows, run):
+    """The learned Q; the colours span what lies off the diagonal, which the diagonal would drown."""
+    q = np.load(run.file('adaptation.npy'), allow_pickle=False)  # (C, C)
+    diagonal = np.eye(len(q), dtype=bool)
+    fig.set_size_inches(7.5, 6.8)
+    axis = fig.subplots()
+    axis.set_facecolor('0.85')
+    image = axis.imshow(np.ma.masked_array(q, diagonal), cmap='cividis')
+    fig.colorbar(image, label='probability, off the diagonal')
+    axis.set(xlabel='label that the teacher gives', ylabel='true class')
+    axis.set_title(f'Learned adaptation matrix Q of {run.folder.name}\ndiagonal (grey) fixed at {q[diagonal].mean():.4f}', fontsize=10)
+    if len(q) <= 10:
+        axis.set(xticks=range(len(q)), yticks=range(len(q)))
+        for (i, j), value in np.ndenumerate(q):
+            dark = i != j and value < (image.norm.vmin + image.norm.vmax) / 2
+            axis.text(j, i, f'{value:.3f}', ha='center', va='center', fontsize=8, color='w' if dark else 'k')
+
+
+FIGURES = {'curves': (draw_curves, 'metrics.jsonl'), 'selection': (draw_selection, 'thumbnails.npz'),
+           'histogram': (draw_histogram, 'selection.csv'), 'adaptation': (draw_adaptation, 'adaptation.npy')}
+
+
+def draw_figures(groups, out):
+    """Draws into the folder `out` what the runs have the files for, and warns of what is left out. groups: {data set: rows}."""
+    for dataset, rows in groups.items():
+        for name, (draw, file) in FIGURES.items():
+            path = out / (f'{dataset}-{name}.png' if len(groups) > 1 else f'{name}.png')
+            fig, run = Figure(layout='constrained'), find_run(rows, file)
+            if run is None:
+                warn(f'{path.name} not drawn: no finished run on {dataset} holds {file}')
+            else:
+                draw(fig, rows, run)
+                fig.savefig(path, dpi=120)

@@ -1,0 +1,157 @@
+"""The finished runs: read from their folders or from a published file, which holds a line a run, and grouped into rows of a table."""
+
+import json
+import math
+import re
+import statistics
+from typing import NamedTuple
+
+from paper.rows import ROWS, Row
+from utils import UserError, first_line, read_json, read_json_lines, warn, written_aside
+
+METHODS = ('teacher', 'student', 'kd', 'dafl', 'dfnd')
+NUMBERS = ('top1', 'top1_best', 'teacher_top1', 'seconds', 'seed', 'params', 'flops')  # of a result; each may be null
+# What a run was told that can matter to its number: these keys of its result, and its settings except those that say where or how
+# it was computed.
+TOLD = ('recipe', 'select', 'num_select', 'loss', 'wild', 'wild_images', 'arch', 'width', 'teacher_arch', 'teacher_width', 'epochs',
+        'steps', 'images_seen')
+HOW = ('seed', 'run', 'resume', 'device', 'workers', 'data', 'score_only', 'teacher', 'output_dir', 'cache_dir', 'teacher_dir')
+MOST_POINTS = 50  # of a published curve
+
+
+class Run:
+    """A finished run. line: all that a published file says of it; place: where it was read, for messages; folder: its own, or None
+    where it comes from a published file. Raises UserError where it lacks what every run has."""
+
+    def __init__(self, line, place, folder=None):
+        self.line, self.place, self.folder = line, place, folder
+        self.row, self.seed, self.curve = line.get('row'), line.get('seed'), line.get('curve', [])
+        self.result = line['result'] if isinstance(line.get('result'), dict) else {}
+        words = {'row': self.row, 'method': self.result.get('method'), 'dataset': self.result.get('dataset')}
+        wrong = {key: value for key, value in self.result.items() if key in NUMBERS and not is_number(value)}
+        if wrong or words['method'] not in METHODS or not all(isinstance(word, str) for word in words.values()):
+            raise UserError(f'{place}: {", ".join(f"{key}={value!r}" for key, value in (words | wrong).items())}, expected a method of '
+                            f'{", ".join(METHODS)}, a number or null for each of {", ".join(NUMBERS)}: train that run again')
+
+    def file(self, name):
+        """The path of a file in the run's folder, or None where there is none."""
+        return self.folder / name if self.folder and (self.folder / name).exists() else None
+
+
+def is_number(value):
+    return value is None or (isinstance(value, (int, float)) and not math.isnan(value))
+
+
+def read_run(folder):
+    """The finished run of a folder. Its row is the folder's name without -s<seed>."""
+    result, file = read_json(folder / 'result.json'), folder / 'config.json'
+    config = read_json(file) if file.exists() else {}
+    origin = {key: value for key, value in config.items() if key not in ('settings', 'args')}  # command, commit, versions, hardware
+    return Run({'row': re.sub(r'-s-?\d+$', '', folder.name), 'seed': result.get('seed'), 'settings': settings_of(config), **origin,
+                'result': result, 'curve': read_json_lines(folder / 'metrics.jsonl')}, f'{folder}/result.json', folder)
+
+
+def settings_of(config):
+    """The settings in a config.json; they were called 'args' until November 2026."""
+    return config.get('settings', config.get('args', {}))
+
+
+def read_published(file):
+    return [Run(line, f'{file}, row {line.get("row")}, seed {line.get("seed")}') for line in read_json_lines(file)]
+
+
+def publish(folder, file):
+    """Writes the finished run of `folder` into `file`, a line a run, in the place of an earlier one of its row and seed."""
+    runs = {(run.row, run.seed): run for run in [*read_published(file), read_run(folder)]}
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with written_aside(file, 'w', encoding='utf-8') as out:
+            for key in sorted(runs):
+                out.write(json.dumps(runs[key].line | {'curve': thinned(runs[key].curve)}) + '\n')
+    except OSError as e:
+        raise UserError(f'{file} can not be written ({first_line(e)}): give another --publish') from None
+
+
+def thinned(curve):
+    """At most MOST_POINTS rows of a curve, evenly spaced, its first and its last among them."""
+    last, steps = len(curve) - 1, MOST_POINTS - 1
+    return curve if last <= steps else [curve[round(i * last / steps)] for i in range(MOST_POINTS)]
+
+
+def load_runs(path):
+    """{data set: {row's id: its runs, by seed}}, of all finished runs of a published file, or anywhere below a folder.
+
+    A run is left out, with a warning, where another of its row has its seed or was told something else: their mean would mean
+    nothing. Raises UserError where there is no finished run or one can't be used.
+    """
+    if not path.exists():
+        raise UserError(f'{path} does not exist, expected a folder of runs or a published file: train first, or give another --runs')
+    found = [read_run(result.parent) for result in sorted(path.rglob('result.json'))] if path.is_dir() else read_published(path)
+    unfinished = sum(not config.with_name('result.json').exists() for config in path.rglob('config.json'))
+    if unfinished:
+        warn(f'{unfinished} unfinished run(s) in {path} left out (no result.json): --resume finishes one')
+    if not found:
+        raise UserError(f'{path} holds no finished run (no result.json): train first, or give another --runs')
+    tables = {}
+    for run in sorted(found, key=lambda run: run.seed or 0):
+        kept = tables.setdefault(run.result['dataset'], {}).setdefault(run.row, [])
+        unlike = kept and differences(run, kept[0])
+        if run.seed in [other.seed for other in kept]:
+            warn(f'{run.place} left out: row {run.row} has a run of seed {run.seed} already')
+        elif unlike:
+            warn(f'{run.place} left out: the runs of a row must differ in the seed alone, but this one and {kept[0].place} differ in '
+                 f'{", ".join(unlike)}: give it another --run')
+        else:
+            kept.append(run)
+    return tables
+
+
+def differences(one, other):
+    """What two runs were told differently, as 'name (value, other value)'; not what one alone knows: an older run lacks a newer flag."""
+    first, second = told(one), told(other)
+    return [f'{key} ({first[key]}, {second[key]})' for key in sorted(first.keys() & second.keys()) if first[key] != second[key]]
+
+
+def told(run):
+    facts = {key: value for key, value in run.line.get('settings', {}).items() if key not in HOW}
+    facts |= {key: run.result[key] for key in TOLD if key in run.result}
+    acc, top1 = facts.get('teacher_acc'), run.result.get('teacher_top1')
+    if acc is not None and top1 is not None and abs(100 * acc - top1) < 0.006:
+        facts['teacher_acc'] = 'measured'  # which is one setting, though teachers differ
+    return facts
+
+
+class Entry(NamedTuple):
+    """A row of a table and its runs, by seed; none where it was not run."""
+    row: Row
+    runs: list
+
+    def values(self, key):
+        return [run.result[key] for run in self.runs if run.result.get(key) is not None]
+
+    def mean(self, key):
+        return statistics.mean(self.values(key))
+
+
+def entries(tables, ids=()):
+    """{data set: its Entries}, of load_runs' runs: of these ids in this order, or of all that ran, in ROWS' order and then by id."""
+    return {dataset: [Entry(row_of(id, ran.get(id, [])), ran.get(id, []))
+                      for id in ids or [*(id for id in ROWS if id in ran), *sorted(ran.keys() - ROWS)]]
+            for dataset, ran in sorted(tables.items())}
+
+
+def method_row(run):
+    """The id of the papers' row that a run's method is: DFND's script with another selection makes 'random' and 'all'."""
+    method, select = run.result['method'], run.result.get('select')
+    return select if method == 'dfnd' and select in ('random', 'all') else method
+
+
+def row_of(id, runs):
+    """The row of an id; where ROWS lacks it, as for a user's own run, one named by its method, without a paper's number."""
+    row = ROWS.get(id, Row(id, id, '-', {}, None, ''))
+    if id not in ROWS and runs:
+        like = ROWS[method_row(runs[0])]
+        row = row._replace(name=f'{like.name} ({id})', data=like.data)
+    if runs and runs[0].result['method'] == 'dafl':  # its budget is its own: a short run must not pass for the paper's
+        row = row._replace(name=f'{row.name} ({runs[0].result.get("epochs")} epochs)')
+    return row

@@ -1,0 +1,130 @@
+"""The rows of the papers' tables and of our study: what each is called, what it needs, what the paper has, which command makes it."""
+
+from typing import NamedTuple
+
+TEACHER, DFND, DAFL = 'teacher-train.py', 'DFND-train.py', 'DAFL-train.py'
+
+
+class Row(NamedTuple):
+    id: str  # its runs lie in folders <id>-s<seed>
+    name: str
+    data: str  # the images it needs, in the papers' words
+    paper: dict | None  # the paper's top-1 (percent) by data set; None: the papers have no such row
+    script: str | None  # None: not implemented here
+    flags: str  # at every scale; the words in braces are WORDS', {acc} is PUBLISHED_ACC's
+
+
+# ---------------------------------------------------------------- the rows
+
+# dataset: its kind, which has the networks and the schedules
+KIND = {'cifar10': 'cifar', 'cifar100': 'cifar', 'MNIST': 'MNIST', 'mnist5k': 'mnist5k'}
+SOURCE = {'cifar10': 'DFND, Table 1', 'cifar100': 'DFND, Table 1', 'MNIST': 'the tables of DAFL (ICCV 2019)'}  # of the paper's numbers
+WORDS = {'cifar': {'student': 'resnet18', 'base': '--recipe corrected'},
+         'MNIST': {'student': 'lenet5half', 'base': '--select balanced'},
+         'mnist5k': {'student': 'lenet5half', 'base': '--select balanced'}}
+PUBLISHED_ACC = {'cifar10': 0.9523, 'cifar100': 0.7774}  # the adaptation matrix's diagonal in the published files, as DFND-train.py has it
+DFNDS = {'cifar10': 94.02, 'cifar100': 76.35}  # one number in the paper, whichever file of theirs made it
+
+ROWS = {row.id: row for row in [  # tables without a given order have this one
+    Row('teacher', 'Teacher', 'original', {'cifar10': 94.85, 'cifar100': 77.34, 'MNIST': 98.91}, TEACHER, ''),
+    Row('student', 'Student', 'original', {'cifar10': 93.92, 'cifar100': 76.53, 'MNIST': 98.65}, TEACHER, '--arch {student}'),
+    Row('kd', 'Knowledge distillation', 'original', {'cifar10': 94.34, 'cifar100': 76.87, 'MNIST': 98.91}, DFND, '--transfer_set original'),
+    Row('noise', 'Normal distribution', 'none', {'MNIST': 88.01}, DFND, '--wild noise --select all'),
+    Row('alternative', 'Alternative data (demo; the paper: USPS, 94.56)', 'alternative', None, DFND, '--wild demo --select all'),
+    Row('dafl', 'DAFL', 'none', {'cifar10': 92.22, 'cifar100': 74.47, 'MNIST': 98.20}, DAFL, ''),
+    Row('dfad', 'DFAD', 'none', {'cifar10': 93.30, 'cifar100': 67.70}, None, ''),
+    Row('deepinversion', 'DeepInversion', 'none', {'cifar10': 93.26}, None, ''),
+    Row('pu-compression', 'PU-compression', 'positive-unlabeled', {'cifar10': 93.75}, None, ''),
+    Row('random', 'Randomly selected', 'unlabeled', {'cifar10': 91.25, 'cifar100': 73.25}, DFND, '--select random'),
+    Row('all', 'All wild images', 'unlabeled', None, DFND, '--select all'),
+    Row('dfnd', 'DFND', 'unlabeled', DFNDS, DFND, '{base}'),
+    Row('dfnd-released', "DFND, today's published file", 'unlabeled', DFNDS, DFND, '--recipe released'),
+    Row('dfnd-first-upload', 'DFND, the first upload', 'unlabeled', DFNDS, DFND, '--recipe first-upload'),
+    Row('dfnd-corrected', 'DFND, corrected', 'unlabeled', DFNDS, DFND, '{base}'),
+    # the study's: each departs in one thing from dfnd (for CIFAR dfnd-corrected), or from confidence
+    Row('confidence', 'DFND, most confident over all classes', 'unlabeled', DFNDS, DFND, '--select confidence'),
+    Row('confidence-imagenet', "DFND, most confident, ImageNet's normalisation", 'unlabeled', None, DFND,
+        '--select confidence --wild_norm imagenet'),
+    # with the balanced selection they would change nothing: where all classes are as large, all weights are 1
+    Row('class-weights', 'DFND, most confident, class weights', 'unlabeled', None, DFND, '--select confidence --class_weights'),
+    Row('loss-kd', 'DFND, KD only', 'unlabeled', None, DFND, '{base} --loss kd'),
+    Row('loss-nll', 'DFND, NLL only', 'unlabeled', None, DFND, '{base} --loss nll'),
+    Row('loss-kd+ce', 'DFND, KD + CE without Q', 'unlabeled', None, DFND, '{base} --loss kd+ce'),
+    Row('acc-published', "DFND, the published constant as Q's diagonal", 'unlabeled', None, DFND, '{base} --teacher_acc {acc}'),
+    Row('norm-imagenet', "DFND, ImageNet's normalisation", 'unlabeled', None, DFND, '{base} --wild_norm imagenet'),
+    Row('T2', 'DFND, T = 2', 'unlabeled', None, DFND, '{base} --T 2'),
+    Row('T8', 'DFND, T = 8', 'unlabeled', None, DFND, '{base} --T 8'),
+    Row('no-augment', 'DFND, no augmentation', 'unlabeled', None, DFND, '{base} --no-augment'),
+    *(Row(f'n{n}', f'DFND, {n:,} images', 'unlabeled', DFNDS, DFND, f'{{base}} --num_select {n}') for n in (1000, 2500, 5000, 25000)),
+    Row('seen-half', 'DFND, half the images seen', 'unlabeled', None, DFND, '{base}'),
+    Row('seen-double', 'DFND, twice the images seen', 'unlabeled', None, DFND, '{base}'),
+]}
+
+TABLE1 = {
+    'cifar': ['teacher', 'student', 'kd', 'dafl', 'dfad', 'deepinversion', 'pu-compression', 'random', 'dfnd-released', 'dfnd-first-upload',
+              'dfnd-corrected'],
+    'MNIST': ['teacher', 'student', 'kd', 'noise', 'alternative', 'dafl', 'random', 'dfnd'],  # DAFL's table, and DFND
+    'mnist5k': ['teacher', 'dfnd', 'random', 'dafl'],
+}
+CIFAR_STUDY = {
+    'selection': ['confidence', 'dfnd-corrected', 'random', 'all'],
+    'loss': ['dfnd-corrected', 'loss-kd', 'loss-nll', 'loss-kd+ce', 'acc-published'],
+    'normalisation': ['dfnd-corrected', 'norm-imagenet'],
+    'what sets released apart': ['confidence', 'confidence-imagenet', 'dfnd-released'],  # normalisation, then the diagonal
+    'class weights': ['confidence', 'class-weights'],
+    'temperature': ['T2', 'dfnd-corrected', 'T8'],
+    'augmentation': ['dfnd-corrected', 'no-augment'],
+    'num_select': ['n2500', 'n5000', 'dfnd-corrected'],
+    'images seen': ['seen-half', 'dfnd-corrected', 'seen-double'],
+}
+MNIST_STUDY = {question: ['dfnd' if row == 'dfnd-corrected' else row for row in rows]
+               for question, rows in CIFAR_STUDY.items() if not any('imagenet' in row for row in rows)}  # which is for photos
+STUDY = {'cifar': CIFAR_STUDY, 'MNIST': MNIST_STUDY | {'num_select': ['n1000', 'n2500', 'n5000', 'dfnd', 'n25000']}}
+
+# ---------------------------------------------------------------- the scales
+
+# (kind, scale): id: the flags of its budget. 'wild': of every row that selects wild images and has no line of its own here.
+MNIST = {'wild': '--num_select 10000', **{f'n{n}': '' for n in (1000, 2500, 5000, 25000)},  # the recipe's 3,000 steps hold for all
+         'seen-half': '--num_select 10000 --steps 1500', 'seen-double': '--num_select 10000 --steps 6000'}
+BUDGETS = {
+    ('cifar', 'full'): {'seen-half': '--steps 40000', 'seen-double': '--steps 160000'},
+    ('cifar', 'cpu'): {  # every student except DAFL's sees 150,000 images
+        'teacher': '--width 16 --epochs 15 --schedule onecycle', 'student': '--width 16 --epochs 3',
+        'kd': '--epochs 3 --batch_size 128', 'dafl': '--epochs 3 --batch_size 256',
+        'wild': '--num_select 10000 --epochs 15 --batch_size 128',
+        'all': '--steps 1176 --batch_size 128',  # whatever the pool's size
+        'n2500': '--epochs 60 --batch_size 128', 'n5000': '--epochs 30 --batch_size 128',
+        'seen-half': '--num_select 10000 --steps 592 --batch_size 128', 'seen-double': '--num_select 10000 --epochs 30 --batch_size 128'},
+    ('MNIST', 'full'): MNIST,
+    ('MNIST', 'cpu'): MNIST | {'dafl': '--epochs 20'},
+    ('mnist5k', 'demo'): {'dafl': '--epochs 2 --batch_size 128'},
+}
+SEEDS = {  # how many, 0 first; 'other': of every row without a number of its own here
+    'cifar': {'other': 1, **dict.fromkeys(
+        ['student', 'kd', 'dfnd-first-upload', *CIFAR_STUDY['selection'], *CIFAR_STUDY['loss'], *CIFAR_STUDY['normalisation'],
+         *CIFAR_STUDY['what sets released apart']], 3)},
+    'MNIST': {'other': 5, 'dafl': 1},
+    'mnist5k': {'other': 1},
+}
+
+# ---------------------------------------------------------------- the arithmetic of --scale full
+
+MULTIPLY_ADDS = {'cifar': {'teacher': 1.159e9, 'student': 0.555e9, 'generator': 0.123e9},  # for one image
+                 'MNIST': {'teacher': 4.165e5, 'student': 1.337e5, 'generator': 1.147e8}}
+IMAGES_SEEN = {
+    'cifar': {'teacher': 200 * 50_000, 'student': 200 * 50_000, 'kd': 409 * 50_000, 'dafl': 2000 * 120 * 1024,
+              'dfnd-first-upload': 2 * 50_000 * 800, 'seen-half': 40_000 * 256, 'seen-double': 160_000 * 256, 'other': 40_000 * 512},
+    'MNIST': {'teacher': 10 * 60_000, 'student': 10 * 60_000, 'dafl': 200 * 120 * 512,
+              'seen-half': 1500 * 256, 'seen-double': 6000 * 256, 'other': 3000 * 256}}
+
+
+def gpu_hours(kind, row, tflops):
+    """Hours of one GPU for a row of this id: two operations a multiply-add; training is three forward passes, a teacher's pass one."""
+    cost, seen = MULTIPLY_ADDS[kind], IMAGES_SEEN[kind]
+    if row in ('teacher', 'student'):
+        each = 3 * cost[row]
+    elif row == 'dafl':  # the gradient goes through the teacher down to the images: two
+        each = 3 * cost['student'] + 2 * cost['teacher'] + 3 * cost['generator']
+    else:
+        each = 3 * cost['student'] + cost['teacher']
+    return 2 * each * seen.get(row, seen['other']) / (tflops * 1e12) / 3600

@@ -1,0 +1,137 @@
+"""The papers' table and the study's slim tables, as Markdown, from runs. Standard library only."""
+
+import itertools
+import math
+import statistics
+
+from paper.results import differences, entries, method_row
+from paper.rows import SOURCE
+
+
+def make_tables(runs, ids=(), study=False):
+    """The tables of all data sets. ids: of the rows to show, in this order (default: all that ran); study: as slim tables."""
+    make = make_study if study else make_table
+    return '\n'.join(make(dataset, rows) for dataset, rows in entries(runs, ids).items())
+
+
+def markdown(head, texts, lines):
+    """A table's lines of Markdown. texts: how many of its columns, from the left, are words and not numbers."""
+    rows = ['| ' + ' | '.join(str(cell).replace('|', '\\|') for cell in line) + ' |' for line in [head, *lines]]
+    return [rows[0], '|' + '---|' * texts + '---:|' * (len(head) - texts), *rows[1:], '']
+
+
+def short(number):
+    """Counts as the paper prints them: 1.16G, 21.3M, 416.5K."""
+    for size, digits, unit in ((1e9, 2, 'G'), (1e6, 1, 'M'), (1e3, 1, 'K')):
+        if number is not None and number >= size:
+            return f'{number / size:.{digits}f}{unit}'
+    return '-' if number is None else str(number)
+
+
+def top1_cells(entry):
+    """Last top-1 as mean ± std (n - 1) over the seeds, best top-1 as mean, and the number of seeds."""
+    last, best = entry.values('top1'), entry.values('top1_best')
+    spread = f' ± {statistics.stdev(last):.2f}' if len(last) > 1 else ''
+    text = f'{entry.mean("top1"):.2f}{spread}' if last else 'no test data' if entry.runs else 'not run'
+    return [text, f'{entry.mean("top1_best"):.2f}' if best else '-', len(last)]
+
+
+# ---------------------------------------------------------------- the papers' table
+
+
+def make_table(dataset, rows):
+    """One data set's table: top-1 in percent, FLOPs in multiply-adds."""
+    lines = []
+    for entry in rows:
+        row, size = entry.row, [short(entry.runs[0].result.get(key)) if entry.runs else '-' for key in ('flops', 'params')]
+        last, *others = top1_cells(entry)
+        last += ': not implemented here' if row.script is None and row.paper else ''
+        paper = (row.paper or {}).get(dataset)
+        lines.append([row.name, row.data, *size, last, *others, f'{paper:.2f}' if paper else '-'])
+    runs = [run for entry in rows for run in entry.runs]
+    machines = dict.fromkeys(', '.join(value if isinstance(value, str) else f'{key} {value}' for key, value in hardware.items() if value)
+                             for hardware in (run.line.get('hardware') for run in runs) if hardware)
+    facts = f'Wild pool: {pools(runs)}. Time of all runs: {sum(run.result.get("seconds") or 0 for run in runs) / 60:.1f} min'
+    facts += (f' on {"; ".join(machines)}.' if machines else '.') + teachers(runs)
+    facts += f' Paper: {SOURCE[dataset]}.' if dataset in SOURCE else ''
+    head = ['Algorithm', 'Required data', 'FLOPs', '#params', 'top-1, last (mean ± std)', 'top-1, best', 'n',
+            'paper (width 64)' if dataset.startswith('cifar') else 'paper']
+    return '\n'.join([f'**{dataset}**', '', *markdown(head, 2, lines), facts, '', *order_seen(rows)])
+
+
+def order_seen(rows):
+    """How far DFND's best row is from the best random one, and the order seen, as lines; none where one of the two did not run."""
+    names = {'random': 'Randomly selected', 'dfnd': 'DFND', 'kd': 'Knowledge distillation'}
+    ran = [entry for entry in rows if entry.values('top1') and entry.row.paper is not None]  # the study's rows are not the papers' method
+    groups = {method: [entry for entry in ran if method_row(entry.runs[0]) == method] for method in names}
+    if not groups['dfnd'] or not groups['random']:
+        return []
+    best = {method: max(group, key=lambda entry: entry.mean('top1')) for method, group in groups.items() if group}
+    dfnd, random = best['dfnd'], best['random']
+    a, b = dfnd.values('top1'), random.values('top1')
+    number, what = f'{dfnd.mean("top1") - random.mean("top1"):+.2f}', 'difference of means'
+    if len(a) > 1 and len(b) > 1:
+        number += f' ± {math.sqrt(statistics.variance(a) / len(a) + statistics.variance(b) / len(b)):.2f}'
+        what += ' ± its standard error'
+    what += f', n = {len(a)} and {len(b)}'
+    what += ''.join(f'; the best of {len(groups[key])} {names[key]} rows' for key in ('dfnd', 'random') if len(groups[key]) > 1)
+    unequal = ', '.join(text for text in differences(dfnd.runs[0], random.runs[0]) if not text.startswith(('select ', 'recipe ')))
+    caution = f' Besides the selection, the two differ in {unequal}.' if unequal else ''
+    means = sorted((round(entry.mean('top1'), 2), names[method]) for method, entry in best.items())
+    order = ''.join(f' {"<" if low < high else "="} {name} {high:.2f}' for (low, _), (high, name) in itertools.pairwise(means))
+    return [f'{dfnd.row.name} - {random.row.name}: {number} ({what}).{caution} Order seen: {means[0][1]} {means[0][0]:.2f}{order}.', '']
+
+
+def pools(runs):
+    sizes = sorted({(run.result['wild'], run.result.get('wild_images') or 0) for run in runs if run.result.get('wild')})
+    return ', '.join(f'{name} ({size:,} images)' if size else name for name, size in sizes) or 'none'
+
+
+def teachers(runs):
+    """How many teachers the students had: rows compare best where all runs of a seed had the same one."""
+    pairs = {(run.seed, run.result['teacher']) for run in runs if run.result.get('teacher')}
+    count = len({teacher for _, teacher in pairs})
+    if count < 2:
+        return ' All students had one teacher.' if count else ''
+    same = 'all' if len(pairs) == len({seed for seed, _ in pairs}) else 'not all'
+    return f' The students had {count} teachers; within a seed, {same} rows used the same one.'
+
+
+# ---------------------------------------------------------------- the study's
+
+
+def make_study(dataset, rows):
+    """The slim table of one question: each row beside the one that the others depart from."""
+    base = next((entry for entry in rows if entry.row.id in ('dfnd', 'dfnd-corrected')), rows[0])
+    runs, lines = [run for entry in rows for run in entry.runs], []
+    for entry in rows:
+        last, *others = top1_cells(entry)
+        seen = entry.values('images_seen')
+        lines.append([entry.row.name, last, paired_difference(entry, base), *others, f'{seen[0]:,}' if seen else '-'])
+    head = ['row', 'top-1, last (mean ± std)', f'difference to {base.row.name}, paired by seed (mean ± standard error)', 'top-1, best', 'n',
+            'images seen']
+    return '\n'.join([f'**{dataset}**, wild pool: {pools(runs)}.{teachers(runs)}', '', *markdown(head, 1, lines), *selections(rows)])
+
+
+def paired_difference(entry, base):
+    """Mean over the seeds that both rows have of the difference in last top-1, and its standard error, as a cell."""
+    ours, theirs = ({run.seed: run.result['top1'] for run in e.runs if run.result.get('top1') is not None} for e in (entry, base))
+    both = [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
+    if entry is base or not both:
+        return '-'
+    error = f' ± {statistics.stdev(both) / math.sqrt(len(both)):.2f}' if len(both) > 1 else ''
+    return f'{round(statistics.mean(both), 2) + 0.0:+.2f}{error}'  # + 0.0: no -0.00
+
+
+def selections(rows):
+    """What the rows of different selections hold: the teacher's noise, and images a pseudo-label, each a mean over the seeds."""
+    rows = [entry for entry in rows if entry.runs and len(entry.values('selected_per_class')) == len(entry.runs)]
+    if len({entry.runs[0].result.get('select') for entry in rows}) < 2:
+        return []
+    lines = []
+    for entry in rows:
+        counts = (round(statistics.mean(counts)) for counts in zip(*entry.values('selected_per_class')))
+        noises = [f'{entry.mean(key):.3g}' for key in ('noise', 'noise_max', 'pool_noise')]
+        lines.append([entry.row.name, *noises, ' '.join(map(str, counts))])
+    return markdown(['selection (mean over the seeds)', 'mean noise (nats)', 'largest noise', "the pool's mean noise",
+                     'images of each pseudo-label (class 0, 1, ...)'], 1, lines)

@@ -1,0 +1,54 @@
+"""The scripts' arguments, and the settings that come of them."""
+
+from types import SimpleNamespace
+
+import pytest
+
+import arguments
+from arguments import at_least, name_in
+
+
+def parser():
+    p = arguments.Parser('a test')
+    p.add_argument('--num_select', type=at_least(int, 1), default=7, help='how many')
+    p.add_argument('--teacher_dir', help='where')
+    p.add_argument('--lr', type=at_least(float, 0, strict=True))
+    p.add_argument('--dataset', type=name_in(('MNIST', 'cifar10', 'cifar100')))
+    return p
+
+
+@pytest.mark.parametrize('given, expected', [
+    (['--num_selct', '5'], '--num_select?'), (['--num-select=5'], '--num_select?'), (['--teacherdir', 'a', '--lr', '1'], '--teacher_dir?'),
+    (['--num', '5'], '--num'),  # no abbreviations either
+    (['--zzz'], '--help'), (['stray\nword'], 'stray word'),
+    (['--dataset', 'cifer10'], 'cifar10?'), (['--dataset', 'imagenet'], 'MNIST, cifar10, cifar100'),
+    (['--num_select', '0'], '1'), (['--num_select', 'many'], 'many'), (['--num_select', '1.5'], '1.5'), (['--lr', '0'], '0'),
+    (['--lr', 'nan'], 'nan'), (['--lr', 'inf'], 'inf'), (['--lr'], '--lr'),
+])
+def test_a_wrong_argument_is_one_line_and_exit_2(given, expected, capsys):
+    with pytest.raises(SystemExit) as stop:
+        parser().parse_args(given)
+    out, err = capsys.readouterr()
+    assert stop.value.code == 2 and out == '' and err.count('\n') == 1 and expected in err and 'error' in err
+
+
+def test_help_names_the_defaults_that_there_are(capsys):
+    with pytest.raises(SystemExit):
+        parser().parse_args(['--help'])
+    text = capsys.readouterr().out
+    assert 'how many (default: 7)' in text and 'where' in text and 'None' not in text
+
+
+@pytest.mark.parametrize('text, name', [('mnist', 'MNIST'), ('CIFAR10', 'cifar10'), ('cifar100', 'cifar100')])
+def test_a_name_is_found_in_any_case(text, name):
+    assert parser().parse_args(['--dataset', text]).dataset == name
+
+
+def test_settings_are_recipe_then_flags_zero_and_false_too_then_what_follows_from_both():
+    recipe = dict(epochs=10, lr=0.1, augment=True, ie=5.0, arch='a')
+    args = SimpleNamespace(epochs=3, lr=None, augment=False, ie=0.0, wild=None, arch=None)
+    settings = arguments.settle(args, recipe, arch='b')
+    assert vars(settings) == dict(epochs=3, lr=0.1, augment=False, ie=0.0, wild=None, arch='b')
+    assert recipe['epochs'] == 10 and vars(settings.replace(lr=1)) == vars(settings) | {'lr': 1}
+    with pytest.raises(AttributeError, match='lr'):
+        settings.lr = 2

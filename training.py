@@ -1,0 +1,205 @@
+"""What every training does: device and precision, seeds, optimisers and learning rates, means of losses, evaluation."""
+
+import contextlib
+import ctypes
+import hashlib
+import math
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+import distributed
+from utils import UserError, first_line
+
+# ---------------------------------------------------------------- device, precision, seeds
+
+
+def pick_device(name):
+    """The torch.device for --device. Raises UserError for one that is not there."""
+    if name == 'auto':
+        name = 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'
+    try:
+        device = torch.device(name)
+        if device.type not in ('cuda', 'mps', 'cpu'):
+            raise RuntimeError('it is none of cuda, mps, cpu')
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as e:
+        raise UserError(f'--device {name} is not usable here ({first_line(e)}): try --device auto') from None
+    if device.type == 'cuda':  # the same command and seed, the same result
+        os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    if device.type == 'cpu':
+        keep_freed_memory()
+    processes = distributed.launched()
+    if processes > 1 and device.type == 'mps':
+        raise UserError(f'{processes} processes, and mps takes one: leave torchrun out, or give --device cpu')
+    if processes > 1 and device.type == 'cuda' and int(os.environ['LOCAL_RANK']) >= torch.cuda.device_count():
+        raise UserError(f'torchrun started process {os.environ["LOCAL_RANK"]} here, and there are {torch.cuda.device_count()} GPUs: '
+                        'lower --nproc_per_node')
+    return distributed.start(device)
+
+
+def keep_freed_memory():
+    """Has the C library keep what is freed for the next tensor. Else every tensor of 32 MB or more is mapped anew, page fault by
+    page fault, which is a quarter of a DAFL step's time on a CPU and an eighth of a full-width ResNet's."""
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # not glibc
+        return
+    mallopt(-4, 0)  # M_MMAP_MAX
+    mallopt(-1, -1)  # M_TRIM_THRESHOLD: never
+
+
+def free_memory(device):
+    """Bytes that are free for tensors on the device."""
+    if device.type == 'cuda':
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        lines = Path('/proc/meminfo').read_text().splitlines()
+        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith('MemAvailable'))
+    except (OSError, StopIteration):
+        return 4 * 2**30  # unknown: the least that such a machine has
+
+
+def has_bf16(device):
+    """Whether bfloat16 is faster than float32 there. A CPU without it emulates it, many times slower. Intel's before AMX, or with
+    AMX hidden by a virtual machine, have its instruction at half float32's rate (measured: a ResNet-34 runs at 0.6 times its speed)."""
+    if device.type == 'cuda':
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type == 'cpu':
+        try:
+            facts = Path('/proc/cpuinfo').read_text().lower()
+        except OSError:
+            return False
+        return 'amx_bf16' in facts or ('avx512_bf16' in facts and 'genuineintel' not in facts) or ' bf16' in facts  # the last: Arm's
+    return False
+
+
+def pick_amp(amp, device, arch):
+    """Resolves --amp: 'bf16' or 'off'. A LeNet on a CPU stays in float32: its layers are too small to gain (measured: 8 %)."""
+    if amp != 'auto':
+        return amp
+    if device.type == 'cpu' and arch.startswith('lenet'):
+        return 'off'
+    return 'bf16' if has_bf16(device) else 'off'
+
+
+def autocast(device, amp):
+    if amp == 'off':  # and not enabled=False: torch 2.4 refuses MPS even so
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+def to_device(net, device):
+    """The network on the device, in the memory format that its convolutions are fastest in."""
+    return net.to(device=device, memory_format=torch.channels_last)
+
+
+def rng(seed, *purpose):
+    """A CPU generator that depends on the seed and the purpose alone, such as ('batches', epoch).
+
+    All randomness comes from here, so a resumed run, another device or another number of workers sees the same images.
+    """
+    digest = hashlib.blake2b(repr((seed, *purpose)).encode(), digest_size=7).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, 'little'))
+
+
+def seed_init(seed, *purpose):
+    """Seeds torch's global generator, which the layers' initial weights are drawn from."""
+    torch.manual_seed(rng(seed, 'init', *purpose).initial_seed())
+
+
+# ---------------------------------------------------------------- training
+
+
+SCHEDULES = ('steps', 'onecycle', 'constant')
+
+
+def learning_rate(lr, schedule, milestones, step, steps):
+    """The learning rate of `step` (0-based) of `steps`.
+
+    steps: lr / 10 at each of `milestones`, fractions of the whole run, so that a shorter run keeps its shape.
+    onecycle: up from lr / 25 in the first 30 %, then a cosine down to nothing. constant: lr.
+    """
+    if schedule == 'constant':
+        return lr
+    if schedule == 'steps':
+        return lr * 0.1 ** sum(step >= round(m * steps) for m in milestones)
+    warm = max(1, round(0.3 * steps))
+    if step < warm:
+        return lr * (1 + 24 * step / warm) / 25
+    return lr * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+
+
+def set_lr(optimizer, lr):
+    for group in optimizer.param_groups:
+        group['lr'] = lr
+
+
+def make_optimizer(name, parameters, lr):
+    """'sgd': momentum 0.9 and weight decay 5e-4, as both papers train ResNets; 'adam': torch's defaults, for LeNets."""
+    if name == 'sgd':
+        return torch.optim.SGD(parameters, lr=lr, momentum=0.9, weight_decay=5e-4)
+    return torch.optim.Adam(parameters, lr=lr)
+
+
+def exact(tensor):
+    """In double precision, for sums; but for Apple's GPUs, which have none."""
+    return tensor if tensor.device.type == 'mps' else tensor.double()
+
+
+class Means:
+    """Means of named values over an epoch, summed on the device, and its seconds. Reading them is the only wait for the device."""
+
+    def __init__(self):
+        self.sums, self.count, self.start, self.seconds = {}, 0, time.time(), None
+
+    def add(self, count, weight=1.0, **values):
+        """values: means over this process's share of a batch of `count` images; weight: see distributed.own."""
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, 0) + exact(value.detach()) * (count * weight)
+        self.count += count
+
+    def read(self):
+        """name -> mean over all processes, as floats. Raises UserError when one is not finite."""
+        sums = distributed.total(torch.stack(list(self.sums.values()))) / distributed.world()
+        means = dict(zip(self.sums, (sums / self.count).tolist()))
+        self.seconds = self.seconds or time.time() - self.start  # until it is first read
+        for name, value in means.items():
+            if not math.isfinite(value):
+                raise UserError(f'{name} became {value}: lower --lr, or turn --amp off, under another name with --run')
+        return means
+
+
+@torch.no_grad()
+def evaluate(net, split, normalise, device, amp, batch_size=500):
+    """(mean cross entropy, top-1 in percent) of `net` on a labelled split, at any batch size the same; (None, None) without one.
+
+    split: has `images` (N, C, H, W) uint8 and `labels` (N,), or is None. normalise: uint8 batch -> float batch.
+    """
+    if split is None:
+        return None, None
+    net.eval()
+    sums = exact(torch.zeros(2, device=device))  # of the loss, and of the correct answers
+    for i in range(distributed.rank() * batch_size, len(split.labels), distributed.world() * batch_size):
+        labels = split.labels[i : i + batch_size].to(device)
+        with autocast(device, amp):
+            logits = net(normalise(split.images[i : i + batch_size].to(device))).float()
+        sums[0] += F.cross_entropy(logits, labels, reduction='none').to(sums.dtype).sum()
+        sums[1] += (logits.argmax(dim=1) == labels).sum()
+    loss, correct = distributed.total(sums).tolist()
+    return loss / len(split.labels), 100 * round(correct) / len(split.labels)
+
+
+def ahead(items):
+    """Yields the items of an iterable (None is none of them); the next one is made in a thread meanwhile."""
+    items = iter(items)
+    with ThreadPoolExecutor(1) as thread:
+        following = thread.submit(next, items, None)
+        while (item := following.result()) is not None:
+            following = thread.submit(next, items, None)
+            yield item

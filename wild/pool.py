@@ -1,0 +1,218 @@
+"""The wild pool: unlabelled images from any source, decoded once, read as batches."""
+
+import contextlib
+import functools
+import io
+import itertools
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torchvision import datasets
+
+import distributed
+from training import free_memory
+from utils import UserError, first_line, say, warn
+from wild import demo
+from wild.decode import NEEDS_WEBDATASET, Part, decode_dataset, decode_files, decode_job, jobs_of
+from wild.workers import run_jobs
+
+# pools that are drawn here, without a file: (size, channels) -> (N, size, size) or (N, size, size, 3) uint8
+MADE = {'demo': lambda size, channels: demo.draw(size)[:, 0], 'noise': demo.draw_noise}
+
+# torchvision sets by name, used without their labels: (constructor, its arguments); the training splits, which are the default
+SETS = {
+    'stl10': (datasets.STL10, {'split': 'unlabeled'}),
+    # EMNIST's files hold every image transposed
+    'emnist': (datasets.EMNIST, {'split': 'letters', 'transform': lambda x: x.transpose(Image.TRANSPOSE)}),
+    **{make.__name__.lower(): (make, {}) for make in (datasets.CIFAR10, datasets.CIFAR100, datasets.SVHN, datasets.KMNIST, datasets.USPS,
+                                                      datasets.FashionMNIST, datasets.MNIST)},
+}
+
+
+class Pool:
+    """The images of one or more sources, one after another, in the parts that they were decoded to (see decode.Part)."""
+
+    def __init__(self, parts, name):
+        self.parts, self.name = parts, name
+        self.starts = np.cumsum([0] + [part.count for part in parts])
+
+    def __len__(self):
+        return int(self.starts[-1])
+
+    def take(self, indices):
+        """indices: (B,) in any order -> (B, C, H, W) uint8 tensor on the CPU."""
+        indices = np.asarray(indices)
+        part_of = np.searchsorted(self.starts, indices, side='right') - 1
+        out = np.empty((len(indices), *self.parts[0].images.shape[1:]), np.uint8)
+        for number in np.unique(part_of):
+            mine = part_of == number
+            out[mine] = self.parts[number].images[indices[mine] - self.starts[number]]
+        return torch.from_numpy(out)
+
+    def reader(self, chosen, device):
+        """The chosen images, to be indexed by positions in `chosen`: a tensor on the device where they take less than half of
+        its free memory, else read from the pool batch by batch."""
+        if len(chosen) * self.parts[0].images[0].nbytes < free_memory(device) / 2:
+            return self.take(chosen).to(device)
+        say(f'the {len(chosen)} images are more than half of the free memory, so they are read from the cache')
+        return Reader(self, chosen)
+
+    def names(self):
+        """An iterator of the path, 'shard#key' or 'set[index]' of every image, in order."""
+        return itertools.chain.from_iterable(part.names() for part in self.parts)
+
+
+class Reader:
+    """Chosen images of a pool that stay on disk: indexing reads them."""
+
+    def __init__(self, pool, chosen):
+        self.pool, self.chosen = pool, chosen
+
+    def __getitem__(self, positions):
+        return self.pool.take(self.chosen[positions.numpy()])
+
+
+class Wild(NamedTuple):
+    """Where wild images come from, and what they become: (channels, size, size) uint8."""
+
+    sources: list  # folders, text files of paths, .tar shards (also brace ranges of them), names of MADE and SETS
+    size: int
+    channels: int
+    data_dir: str  # --data: torchvision's sets are looked for in it, or downloaded to it
+    cache_dir: str
+    workers: int
+
+    @property
+    def name(self):
+        return '+'.join(s.lower() if is_set(s) else Path(s).resolve().name for s in self.sources)
+
+
+def open_pool(wild):
+    """The Pool of a Wild's sources, joined. Raises UserError for a source that is none of the known kinds, or holds no image."""
+    parts = []
+    for source in wild.sources:
+        if is_set(source):
+            parts += open_set(source, wild)
+        else:
+            with distributed.in_turn():
+                files, name = list(find_files(source)), Path(source).resolve().name
+                parts += decode_files(files, wild.size, wild.channels, wild.cache_dir, name, wild.workers)
+    pool = Pool(parts, wild.name)
+    say(f'wild pool {pool.name}: {len(pool)} images')
+    return pool
+
+
+def open_stream(wild):
+    """Yields the same images in the same order without keeping them: (number of the part, images (n, channels, size, size) uint8,
+    their names), a part at a time, of several processes each its own parts."""
+    for source in wild.sources:  # a mistake in the last one must not come to light after days
+        if not is_set(source):
+            next(iter(find_files(source)))
+
+    jobs = itertools.chain.from_iterable(open_set(s, wild) if is_set(s) else jobs_of(find_files(s)) for s in wild.sources)
+    mine = itertools.islice(enumerate(jobs), distributed.rank(), None, distributed.world())
+    first, skipped = None, 0
+    for number, images, names, bad in run_jobs(functools.partial(stream_part, wild.size, wild.channels), mine, wild.workers):
+        first, skipped = first or next(iter(bad), None), skipped + len(bad)
+        if names:
+            yield number, images, names
+    if skipped:
+        say(f'skipped {skipped} files that are no readable images, the first is {first}')
+
+
+def stream_part(size, channels, task):
+    number, job = task
+    if isinstance(job, Part):  # of a set, which is decoded already
+        return number, job.images, job.names(), []
+    return number, *decode_job(job, size, channels)
+
+
+def is_set(source):
+    return source.lower() in (*MADE, *SETS)
+
+
+def find_files(source):
+    """An iterable of the files of a source that is no set."""
+    if source.endswith('.tar'):
+        return find_shards(source)
+    return read_list(source) if source.endswith('.txt') and os.path.isfile(source) else find_images(source)
+
+
+@distributed.in_turn()
+def open_set(source, wild):
+    """The parts of a set of MADE or SETS."""
+    name = source.lower()
+    if os.path.isdir(source):
+        say(f"--wild {source} is the set of that name; for the folder write ./{source}")
+
+    def dataset():
+        if name in MADE:
+            return [(Image.fromarray(x), 0) for x in MADE[name](wild.size, wild.channels)]
+        make, arguments = SETS[name]
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):
+                return make(wild.data_dir, download=True, **arguments)
+        except Exception as e:  # no network, a broken file, scipy missing for SVHN
+            raise UserError(f"the wild pool {name} is not in --data {wild.data_dir} as torchvision's files, and can't be downloaded "
+                            f'({first_line(e)}): name a folder of images with --wild, or `--wild demo`') from None
+
+    key = f'{name} {demo.VERSION}' if name in MADE else f'torchvision {name} {Path(wild.data_dir).resolve()}'
+    return decode_dataset(dataset, wild.size, wild.channels, wild.cache_dir, name, key)
+
+
+def find_shards(pattern):
+    """The files of a brace range such as shards/{00000..00099}.tar, as img2dataset numbers them."""
+    try:
+        from webdataset.shardlists import expand_urls
+    except ImportError:
+        raise UserError(f'--wild {pattern} names WebDataset shards: {NEEDS_WEBDATASET}') from None
+    try:
+        shards = expand_urls(pattern)
+    except ValueError as e:
+        raise UserError(f'--wild {pattern} is no brace range ({first_line(e)}): write it as {{00000..00099}}.tar') from None
+    missing = [path for path in shards if not os.path.isfile(path)]
+    if missing:
+        raise UserError(f'--wild {pattern}: {len(missing)} of its {len(shards)} shards are missing, the first is {missing[0]}')
+    return shards
+
+
+def read_list(file):
+    """Yields the paths of a text file, a line each; relative ones are relative to the file's folder."""
+    empty = True
+    with open(file, encoding='utf-8-sig', errors='surrogateescape') as f:
+        for line in filter(str.strip, f):
+            empty = False
+            yield os.path.join(os.path.dirname(file), line.rstrip('\r\n'))
+    if empty:
+        raise UserError(f'--wild {file} lists no path: write a path a line')
+
+
+def find_images(folder):
+    """Yields the image files below a folder: those with a suffix that PIL reads, and those with none; a folder's own files, sorted,
+    before its folders'. Links are followed, each folder once; hidden files are left out. Raises UserError where there is no such
+    folder, or at the end, if there was no image."""
+    if not os.path.isdir(folder):
+        raise UserError(f'--wild {folder} is neither a folder, a .txt list of paths, a .tar shard, nor one of {", ".join([*MADE, *SETS])}: '
+                        'name a folder of images')
+    seen, suffixes, empty = set(), Image.registered_extensions(), True
+    for root, folders, files in os.walk(folder, followlinks=True, onerror=lambda e: warn(f'{first_line(e)}: its images are left out')):
+        real = os.path.realpath(root)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(f for f in folders if not f.startswith('.'))
+        for file in sorted(files):
+            if not file.startswith('.') and (os.path.splitext(file)[1].lower() or '.png') in suffixes:
+                empty = False
+                yield os.path.join(root, file)
+    if empty:
+        hint = ''
+        if shards := sorted(str(path.with_suffix('')) for path in Path(folder).rglob('*.tar')):
+            start = shards[0].rstrip('0123456789')
+            hint = f', or its {len(shards)} .tar shards as "{start}{{{shards[0][len(start):]}..{shards[-1][len(start):]}}}.tar"'
+        raise UserError(f'--wild {folder} holds no image file at any depth: name a folder of images{hint}')

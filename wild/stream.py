@@ -1,0 +1,162 @@
+"""A selection from a pool that is not kept: one pass, in which only what can still be chosen stays in memory."""
+
+import shutil
+import time
+
+import numpy as np
+import torch
+
+import distributed
+from selection import BATCH, Selection, check_finite, cleanest_first, noise_of, rank_in_class, select, write_csv, write_thumbnails
+from training import rng
+from utils import LocalError, UserError, progress, say, written_aside
+from wild.decode import Part, save_part
+from wild.pool import Pool
+
+
+class Candidates:
+    """The images of a stream that can still be chosen: the best `num_select` of all and, for balanced selection, the best
+    num_select / C of every class: at most twice num_select, and half as many again before the next clearing. They lie in one
+    table, in the stream's order, which a clearing closes up in place. Best is: lowest noise, or, for random selection, the lowest of
+    numbers drawn for each part by (seed, its number)."""
+
+    def __init__(self, rule, num_classes):
+        self.rule, self.num_classes = rule, num_classes
+        # keys, noise, labels, places in the stream, images, names: each becomes as long as `capacity` when the first image comes
+        self.columns = [np.empty(0, kind) for kind in ('f4', 'f4', 'i8', 'i8', 'u1', 'O')]
+        self.count, self.capacity = 0, 2 * rule.num_select + max(rule.num_select // 2, 4096)
+        self.bar, self.class_bars = np.inf, np.full(num_classes, -np.inf)  # above both, an image can't be chosen any more
+        self.counts, self.noise_sum = np.zeros(num_classes, np.int64), 0.0  # of all that passed
+
+    def add(self, number, images, names, noise, labels):
+        """A scored part. Parts must come in the order of their numbers, so that of equal images the earlier stays."""
+        self.counts += np.bincount(labels, minlength=self.num_classes)
+        self.noise_sum += float(noise.sum(dtype=np.float64))
+        keys = noise
+        if self.rule.how == 'random':
+            keys = torch.rand(len(noise), generator=rng(self.rule.seed, 'random selection', number), dtype=torch.float64).numpy()
+        keep = np.flatnonzero((keys < self.bar) | (keys < self.class_bars[labels]))
+        while len(keep):
+            if self.count == self.capacity:
+                self.clear()
+            some, keep = np.split(keep, [self.capacity - self.count])
+            rows = (keys[some], noise[some], labels[some], (number << 32) + some, images[some], np.array(names, object)[some])
+            if not len(self.columns[0]):  # empty ones take memory only as they are filled
+                self.columns = [np.empty((self.capacity, *x.shape[1:]), x.dtype) for x in rows]
+            for column, new in zip(self.columns, rows):
+                column[self.count : self.count + len(some)] = new
+            self.count += len(some)
+
+    def clear(self):
+        """Drops what can't be chosen any more, and sets the bars for what comes."""
+        keys, _, labels, *_ = self.table()
+        order, num_select = cleanest_first(keys), self.rule.num_select
+        chosen = np.arange(len(order)) < num_select
+        if len(order) >= num_select:
+            self.bar = keys[order[num_select - 1]]
+        quota = num_select // self.num_classes
+        if self.rule.how == 'balanced' and quota:
+            rank = rank_in_class(labels[order], self.num_classes)
+            chosen |= rank < quota
+            last = order[rank == quota - 1]
+            self.class_bars = np.full(self.num_classes, np.inf)
+            self.class_bars[labels[last]] = keys[last]
+        kept = np.sort(order[chosen])
+        self.count = len(kept)
+        for i in range(0, self.count, 4096):  # a row never moves behind one that is still to move
+            some = kept[i : i + 4096]
+            for column in self.columns:
+                column[i : i + len(some)] = column[some]
+
+    def table(self):
+        """The columns as far as they are filled."""
+        return [column[: self.count] for column in self.columns]
+
+
+def stream_and_select(folder, parts, teacher, rule):
+    """`selection.score_and_select` for a stream (see wild.pool.open_stream): scores the parts as they come and chooses as
+    `selection.select` would from the whole pool, except that 'random' is another draw. Returns a Selection, kept in the run's
+    folder, images and all. Raises UserError where the stream ends with fewer than num_select."""
+    kept, images = folder / 'selection.npz', folder / 'selected'
+    if distributed.on_first(kept.is_file):
+        with np.load(kept) as f:
+            if 'counts' not in f or not (images / '000000.npy').is_file():
+                raise UserError(f'{folder} holds a selection without its images, so --stream can not go on from it: select again with '
+                                '--run NAME')
+            return opened(images, f['noise'], f['labels'], f['counts'], float(f['mean']))
+    candidates = Candidates(rule, teacher.classes)
+    try:
+        score_parts(parts, candidates, teacher)
+    except UserError as e:
+        raise LocalError(str(e)) from None
+    candidates.clear()
+    selection = opened(images, *merge(candidates, folder))
+    pool, chosen, noise, labels, counts, mean = selection
+    if distributed.rank() == 0:
+        write_csv(folder / 'selection.csv', pool, noise, labels, chosen)
+        write_thumbnails(folder / 'thumbnails.npz', pool, noise, labels, teacher.class_names)
+        with written_aside(kept) as file:
+            np.savez(file, noise=noise, labels=labels, chosen=chosen, counts=counts, mean=mean)
+    return selection
+
+
+def opened(folder, noise, labels, counts, mean):
+    """The Selection of all images in `folder`."""
+    return Selection(Pool([Part(folder / '000000.npy', len(noise))], 'selected'), np.arange(len(noise)), noise, labels, counts, mean)
+
+
+def score_parts(parts, candidates, teacher):
+    count, start, told = 0, time.perf_counter(), time.perf_counter()
+    with progress(desc='stream') as bar:
+        for number, images, names in parts:
+            batches = [noise_of(teacher, torch.from_numpy(images[i : i + BATCH].copy())) for i in range(0, len(images), BATCH)]
+            noise, labels = (torch.cat(x).cpu().numpy() for x in zip(*batches))
+            check_finite(noise)
+            candidates.add(number, images, names, noise, labels)
+            count += len(images) * distributed.world()
+            bar.update(len(images) * distributed.world())
+            if bar.disable and time.perf_counter() - told > 30:  # a line in a log
+                told = time.perf_counter()
+                say(f'stream: {count} images, {count / (told - start):.0f} img/s')
+
+
+def merge(candidates, folder):
+    """Selects from the candidates of all processes, which they write to files for the first one: see `select_from_candidates`."""
+    shares = folder / 'candidates'
+    distributed.on_first(shares.mkdir, 0o777, True, True)
+    write_candidates(candidates, shares, distributed.rank())
+    distributed.wait()
+    try:
+        return distributed.on_first(select_from_candidates, candidates, shares, folder / 'selected')
+    finally:
+        shutil.rmtree(shares, ignore_errors=True)
+
+
+def write_candidates(candidates, folder, rank):
+    """Writes a process's candidates, and forgets them."""
+    keys, noise, labels, places, images, names = candidates.table()
+    save_part(folder, rank, images, names)
+    np.savez(folder / f'{rank}.npz', keys=keys, noise=noise, labels=labels, places=places, counts=candidates.counts,
+             noise_sum=candidates.noise_sum)
+    candidates.columns = None
+
+
+def select_from_candidates(candidates, shares, folder):
+    """On rank 0: selects from the candidates of all processes and writes the chosen images to `folder`. Returns (noise, labels, the
+    pool's counts by class, its mean noise)."""
+    tables = [dict(np.load(shares / f'{rank}.npz')) for rank in range(distributed.world())]
+    keys, noise, labels, places = (np.concatenate([t[k] for t in tables]) for k in ('keys', 'noise', 'labels', 'places'))
+    counts, rule = sum(t['counts'] for t in tables), candidates.rule
+    if len(noise) < rule.num_select:
+        raise UserError(f'num_select={rule.num_select}, but the stream held {counts.sum()} images: lower --num_select or add images')
+    order = np.argsort(places)  # the stream's
+    if rule.how == 'random':
+        chosen = np.sort(cleanest_first(keys[order])[: rule.num_select])
+    else:
+        chosen = select(noise[order], labels[order], rule, candidates.num_classes)
+    sizes = [len(t['noise']) for t in tables]
+    pool = Pool([Part(shares / f'{rank:06d}.npy', size) for rank, size in enumerate(sizes) if size], 'candidates')
+    rows, names = order[chosen], list(pool.names())
+    folder.mkdir(exist_ok=True)
+    save_part(folder, 0, pool.take(rows).numpy(), [names[row] for row in rows])
+    return noise[rows], labels[rows], counts, float(sum(t['noise_sum'] for t in tables)) / counts.sum()
