@@ -1,15 +1,11 @@
 """DFND: distils a student from unlabelled images off the web, of which the teacher picks those to use (CVPR 2021).
 
     python teacher-train.py --dataset cifar10
-    python DFND-train.py --dataset cifar10                          # STL-10's unlabelled images as the wild pool
-    python DFND-train.py --dataset cifar10 --wild ~/photos          # your own
+    python DFND-train.py --dataset cifar10 --wild ~/photos          # without --wild, STL-10's unlabelled images
     python DFND-train.py --dataset mnist5k                          # a minute and a half on two cores, 95 to 96 %
-
-Score every wild image with the teacher, select the clean ones, distil with a loss that knows the labels are noisy.
 """
 
 import argparse
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,9 +15,9 @@ import arguments
 import distributed
 import training
 from arguments import at_least
-from data import DATASETS, EpochPlan, batches, load, load_test
+from data import DATASETS, EpochPlan, TransferSet, batches, load, load_test
 from losses import kd_loss, log_adaptation_matrix, noisy_nll
-from networks import ARCHS, Normalise, build, count_parameters, load_teacher, resolve_width
+from networks import ARCHS, build, count_parameters, load_teacher, resolve_width
 from runs import Run, print_result
 from selection import SELECT, Rule, score_and_select
 from utils import UserError, progress, say, warn
@@ -34,7 +30,9 @@ LOSSES = ('kd+nll', 'kd', 'nll', 'kd+ce', 'ce')
 RELEASED = dict(
     select='confidence',  # the lowest noise over all classes
     num_select=600_000,
+    loss='kd+nll',
     T=4.0,
+    T_power=2,  # L_KD is multiplied by T^2
     class_weights=False,
     augment=True,  # crop and flip
     wild_norm='imagenet',  # though the teacher was trained with CIFAR's mean and std
@@ -69,7 +67,19 @@ LENET = CORRECTED | dict(  # ours: a LeNet has no batch norm, and SGD at 0.1 und
     lr=4e-3,
     schedule='onecycle',
 )
-RECIPES = {'released': RELEASED, 'first-upload': FIRST_UPLOAD, 'corrected': CORRECTED, 'lenet': LENET}
+SHORT = CORRECTED | dict(  # ours: for a ResNet that sees few images, such as on a CPU; not searched to the end yet
+    select='gumbel',
+    num_select=10_000,
+    loss='kd',  # the adapted likelihood adds nothing that was seen
+    T=2.0,
+    T_power=0,
+    epochs=lambda n: max(1, round(150_000 / n)),
+    batch_size=128,
+    optimizer='muon',
+    lr=0.12,
+    schedule='linear',
+)
+RECIPES = {'released': RELEASED, 'first-upload': FIRST_UPLOAD, 'corrected': CORRECTED, 'lenet': LENET, 'short': SHORT}
 
 
 def parse():
@@ -78,30 +88,29 @@ def parse():
     g = arguments.add_common_arguments(parser, DATASETS)
     arguments.add_student_arguments(g, ARCHS)
     g.add_argument('--recipe', choices=RECIPES, help='the settings of every flag that is not given: released and first-upload as '
-                   'in the two published files; corrected: released with its faults mended; lenet: ours (default: lenet for LeNets, else '
-                   'corrected)')
+                   'in the two published files; corrected: released with its faults mended; lenet, short: ours, short for ResNets that see '
+                   'few images (default: lenet for LeNets, else corrected)')
     g.add_argument('--epochs', type=at_least(int, 1), help="passes over the selected images (default: the recipe's formula)")
     g.add_argument('--steps', type=at_least(int, 1),
                    help='stop after so many batches, in place of --epochs: to compare selections of different size')
     arguments.add_optimizer_arguments(g)
     g.add_argument('--T', type=positive, help='temperature of the distillation')
+    g.add_argument('--T_power', type=at_least(int, 0), help='the distillation loss is multiplied by T to this power: 2 as published')
     g.add_argument('--loss', choices=LOSSES, help='terms of the loss: kd, distillation; nll, the noise-adapted likelihood; ce, cross '
-                   'entropy without the adaptation matrix (default: kd+nll, or kd+ce with --transfer_set original)')
+                   "entropy without the adaptation matrix (default: the recipe's, or kd+ce with --transfer_set original)")
     g.add_argument('--augment', action=flag, help='random crop, and flip where the classes allow it')
     g.add_argument('--transfer_set', choices=('wild', 'original'), default='wild', help='original: the original images and true labels, '
                    'Table 1\'s "Knowledge distillation"')
     g = parser.add_argument_group('wild images and their selection')
     g.add_argument('--wild', '--data_imagenet', nargs='+', metavar='SOURCE', help='folders of images, text files of paths, .tar shards, '
                    "torchvision's sets (stl10, svhn, emnist, ...), demo or noise; several are joined (default: the data set's own pool)")
-    g.add_argument('--select', choices=SELECT, help='balanced: the cleanest of every class; confidence: the cleanest over all; random: the '
-                   "paper's control; all: the whole pool")
-    g.add_argument('--num_select', type=at_least(int, 1),
-                   help="images to keep; the recipe's number, at most half of the pool, unless given")
+    g.add_argument('--select', choices=SELECT, help='balanced: the cleanest of every class; gumbel: of every class by chance, in '
+                   'proportion to exp(energy); class-random: of every class at random; confidence: the cleanest over all; random: '
+                   "the paper's control; all: the whole pool")
+    g.add_argument('--num_select', type=at_least(int, 1), help="images to keep (default: the recipe's number, at most half of the pool)")
     g.add_argument('--class_weights', action=flag, help='weigh rare pseudo-labels up, as the first upload does')
-    g.add_argument('--wild_norm', choices=('teacher', 'imagenet'),
-                   help="mean and std for wild images: the teacher's, or ImageNet's as published")
-    g.add_argument('--teacher_acc', type=positive,
-                   help="the adaptation matrix's diagonal in 0..1 (default: the teacher's measured accuracy)")
+    g.add_argument('--wild_norm', choices=('teacher', 'imagenet'), help="mean and std: the teacher's, or ImageNet's as published")
+    g.add_argument('--teacher_acc', type=positive, help="the adaptation matrix's diagonal in 0..1 (default: the teacher's accuracy)")
     g.add_argument('--stream', action='store_true', help='for a pool too large to keep: one pass over it, scoring as it is read, keeping '
                    'what can still be chosen; needs --num_select')
     g.add_argument('--score_only', action='store_true', help='stop after the selection; to distil, run the same command with --resume in '
@@ -110,9 +119,11 @@ def parse():
 
 
 def check(args):
-    """Raises UserError for flags that contradict each other, and fills in the loss."""
+    """Raises UserError for flags that contradict each other, and fills in recipe and loss."""
     original = args.transfer_set == 'original'
-    loss = args.loss = args.loss or ('kd+ce' if original else 'kd+nll')
+    arch = args.arch or DATASETS[args.dataset].student
+    args.recipe = args.recipe or ('lenet' if arch.startswith('lenet') else 'corrected')
+    loss = args.loss = args.loss or ('kd+ce' if original else RECIPES[args.recipe]['loss'])
     wild_only = [f for f in ('wild', 'select', 'num_select', 'class_weights', 'wild_norm', 'teacher_acc', 'stream', 'score_only')
                  if getattr(args, f)]
     if original and (wild_only or 'nll' in loss):
@@ -136,9 +147,8 @@ def check(args):
 def settle(args, teacher, teacher_top1):
     """All settings except those that depend on the pool's size. teacher_top1: in percent, or None."""
     arch = args.arch or DATASETS[args.dataset].student
-    recipe = args.recipe or ('lenet' if arch.startswith('lenet') else 'corrected')
     original = dict(select=None, class_weights=False, wild_norm=None) if args.transfer_set == 'original' else {}
-    s = arguments.settle(args, RECIPES[recipe], recipe=recipe, arch=arch, width=resolve_width(arch, args.width, teacher),
+    s = arguments.settle(args, RECIPES[args.recipe], arch=arch, width=resolve_width(arch, args.width, teacher),
                          teacher=teacher.digest, device=teacher.device.type, amp=training.pick_amp(args.amp, teacher.device, arch),
                          **original)
     if isinstance(s.teacher_acc, str):
@@ -168,21 +178,12 @@ def settle_budget(args, s, available):
     return s.replace(num_select=count, batch_size=batch_size, epochs=epochs, steps=epochs * per_epoch)
 
 
-class TransferSet(NamedTuple):
-    """What a student is distilled from."""
-
-    images: object  # (n, C, H, W) uint8 on the device, or a wild.pool.Reader
-    labels: torch.Tensor | None  # (n,): true labels; None where the teacher's are taken
-    class_weights: torch.Tensor | None  # (C,)
-    normalise: Normalise
-
-
 def transfer_from_wild(run, s, teacher, wild, pool):
     """Scores and selects. Returns (a TransferSet, a Selection). pool: wild's, or None to stream."""
     scorer = teacher.normalised_by_imagenet() if s.wild_norm == 'imagenet' else teacher
     rule = Rule(s.select, s.num_select, s.seed)
-    selection = (stream_and_select(run.folder, open_stream(wild), scorer, rule) if s.stream
-                 else score_and_select(run.folder, pool, scorer, rule))
+    select, images = (stream_and_select, open_stream(wild)) if s.stream else (score_and_select, pool)
+    selection = select(run.folder, images, scorer, rule)
     for line in selection.describe(teacher.class_names):
         say(line)
     images = None if s.score_only else selection.pool.reader(selection.chosen, teacher.device)
@@ -214,7 +215,7 @@ def train_epoch(epoch, step, s, teacher, transfer, learner):
             w_sum = None if weights is None else distributed.sum_for_share(w, weight)
             terms = {}
             if 'kd' in s.loss:
-                terms['loss_kd'] = kd_loss(logits, t, s.T, w)
+                terms['loss_kd'] = kd_loss(logits, t, s.T, w, s.T_power)
             if 'nll' in s.loss:
                 terms['loss_nll'] = noisy_nll(logits, y, theta, s.teacher_acc, w, w_sum)
             if 'ce' in s.loss:

@@ -7,7 +7,7 @@ import os
 import sys
 from types import SimpleNamespace
 
-from training import SCHEDULES
+from training import OPTIMIZERS, SCHEDULES
 from utils import fail, say
 
 
@@ -88,7 +88,8 @@ def add_optimizer_arguments(g):
     g.add_argument('--batch_size', type=at_least(int, 2), help='change --lr with it')
     g.add_argument('--lr', type=at_least(float, 0, strict=True),
                    help="the initial learning rate, or the peak of one cycle (default: the recipe's); lower it if the loss turns to NaN")
-    g.add_argument('--schedule', choices=SCHEDULES, help='onecycle gets furthest where epochs are few')
+    g.add_argument('--optimizer', choices=OPTIMIZERS, help='change --lr with it: about 0.1 for sgd, 0.004 for adam, 0.12 for muon')
+    g.add_argument('--schedule', choices=SCHEDULES, help='onecycle and linear get furthest where epochs are few')
 
 
 def add_student_arguments(g, archs):

@@ -13,7 +13,7 @@ import torchvision
 from PIL import Image
 
 import distributed
-from networks import SIZE
+from networks import SIZE, Normalise
 from training import ahead, rng
 from utils import UserError, first_line, say, warn
 from wild.decode import decode_files, to_array
@@ -59,6 +59,15 @@ class Split(NamedTuple):
 
     def to(self, device):
         return Split(self.images.to(device), self.labels.to(device))
+
+
+class TransferSet(NamedTuple):
+    """What a student is distilled from."""
+
+    images: object  # (n, C, H, W) uint8 on the device, or a wild.pool.Reader
+    labels: torch.Tensor | None  # (n,): true labels; None where the teacher's are taken
+    class_weights: torch.Tensor | None  # (C,)
+    normalise: Normalise
 
 
 @distributed.in_turn()

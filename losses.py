@@ -8,18 +8,18 @@ import torch.nn.functional as F
 # ---------------------------------------------------------------- DFND
 
 
-def kd_loss(student, teacher, T, weights=None):
+def kd_loss(student, teacher, T, weights=None, T_power=2):
     """Knowledge distillation, L_KD = T^2 / B * sum_i w_i * KL(softmax(t_i / T) || softmax(s_i / T)).
 
-    student, teacher: logits (B, C). T: temperature. weights: (B,), each image's class weight, or None for ones.
-    Follows the first upload's loss with class weights, the released file's without.
+    student, teacher: logits (B, C). T: temperature. weights: (B,), each image's class weight, or None for ones. T_power: in the place
+    of the 2. Follows the first upload's loss with class weights, the released file's without.
     """
     log_s = F.log_softmax(student / T, dim=1)
     log_t = F.log_softmax(teacher / T, dim=1)
     kl = (log_t.exp() * (log_t - log_s)).sum(dim=1)  # (B,)
     if weights is not None:
         kl = kl * weights
-    return T**2 * kl.sum() / len(kl)
+    return T**T_power * kl.sum() / len(kl)
 
 
 def log_adaptation_matrix(theta, accuracy):

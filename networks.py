@@ -59,7 +59,7 @@ def count_multiply_adds(net, channels, size=SIZE):
 def save_network(path, net, facts):
     """Writes a network as plain tensors beside the facts that rebuild it, a dict with the keys of `FACTS`: architecture, width,
     classes, channels, the mean and std (one float a channel, of pixels in 0..1) that its input is normalised with, its data set, and
-    its measured top-1 accuracy in 0..1 or None. To make a teacher of your own network, call this with its facts: see the README."""
+    its measured top-1 accuracy in 0..1 or None. To make a teacher of your own network, call this with its facts: see docs/using.md."""
     state = {k: v.detach().cpu().contiguous() for k, v in net.state_dict().items()}
     with written_aside(path) as file:
         torch.save({'facts': {k: facts[k] for k in FACTS}, 'state_dict': state}, file)
@@ -76,7 +76,7 @@ def load_network(path):
         net.load_state_dict(state)
     except Exception as e:  # torch.load raises a dozen kinds for a damaged file
         raise UserError(f'{path} is not a network that this project saved ({first_line(e)}): train one with teacher-train.py, '
-                        'or write yours with networks.save_network (see the README)') from None
+                        'or write yours with networks.save_network (see docs/using.md)') from None
     return net.eval(), facts
 
 
@@ -184,7 +184,7 @@ def load_teacher(where, dataset, info, device, amp):
     if accuracy is not None and not (isinstance(accuracy, (int, float)) and 0 <= accuracy <= 1):
         wrong.append(f'accuracy={accuracy!r}, not a number in 0..1')
     if wrong:
-        raise UserError(f'the facts in {path} have {wrong[0]}: write it again with networks.save_network (see the README)')
+        raise UserError(f'the facts in {path} have {wrong[0]}: write it again with networks.save_network (see docs/using.md)')
     digest = hashlib.sha256(b''.join(tensor.numpy().tobytes() for tensor in net.state_dict().values()))
     amp = pick_amp(amp, device, facts['arch'])
     net = to_device(fold_batch_norms(net), device).requires_grad_(False)

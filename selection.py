@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import itertools
 from typing import NamedTuple
 
 import numpy as np
@@ -12,7 +13,8 @@ import distributed
 from training import ahead, rng
 from utils import UserError, progress, written_aside
 
-SELECT = ('balanced', 'confidence', 'random', 'all')
+BY_CLASS = ('gumbel', 'balanced', 'class-random')  # the same number of every predicted class
+SELECT = (*BY_CLASS, 'confidence', 'random', 'all')
 BATCH = 128  # images scored at a time
 
 
@@ -22,6 +24,17 @@ class Rule(NamedTuple):
     how: str  # of SELECT
     num_select: int
     seed: int
+
+    def keys(self, noise, energy, number=0):
+        """What the images of a pool's part `number` are ordered by, (n,), lowest first. noise, energy: see `scores_of`.
+
+        balanced, confidence: the noise. random, class-random: random numbers. gumbel: -(energy + Gumbel noise), so that a class's images
+        are drawn without replacement in proportion to exp(energy), the sum of exp(logits) ("Gumbel-top-k", Kool et al., 2019).
+        """
+        if self.how in ('balanced', 'confidence', 'all'):
+            return noise
+        uniform = torch.rand(len(noise), generator=rng(self.seed, 'random selection', number), dtype=torch.float64).numpy()
+        return uniform if self.how != 'gumbel' else np.log(-np.log(uniform.clip(1e-300))) - energy
 
 
 class Selection(NamedTuple):
@@ -63,19 +76,23 @@ class Selection(NamedTuple):
 # ---------------------------------------------------------------- score
 
 
-def noise_of(teacher, images):
-    """(noise (B,) float32 in nats, pseudo_label (B,) int64) of a uint8 batch (B, C, H, W), as tensors on the teacher's device."""
-    confidence, label = F.log_softmax(teacher.logits(images), dim=1).max(dim=1)
-    return confidence.abs(), label  # abs, and not minus: no -0
+def scores_of(teacher, images):
+    """(noise (B,) float32 in nats, energy (B,) float32, pseudo_label (B,) int64) of a uint8 batch (B, C, H, W), on the teacher's device.
+
+    noise: -log max softmax, low where the teacher is sure. energy: logsumexp of the logits, high where the image excites it.
+    """
+    logits = teacher.logits(images)
+    confidence, label = F.log_softmax(logits, dim=1).max(dim=1)
+    return confidence.abs(), torch.logsumexp(logits, dim=1), label  # abs, and not minus: no -0
 
 
 def score(teacher, pool, batch_size=BATCH):
     """Scores every image of the pool, without augmentation: noise(x) = CE(t(x), argmax t(x)) = -log max softmax t(x).
 
-    Returns (noise (N,) float32 in nats, low is clean, pseudo_label (N,) int64), as numpy arrays. Raises UserError when the
-    teacher's output is not finite.
+    Returns (noise (N,) float32 in nats, low is clean, energy (N,) float32, pseudo_label (N,) int64), as numpy arrays. Raises UserError
+    when the teacher's output is not finite.
     """
-    noise, labels = np.zeros(len(pool), np.float32), np.zeros(len(pool), np.int64)
+    scores = tuple(np.zeros(len(pool), dtype) for dtype in (np.float32, np.float32, np.int64))
 
     def read():
         # No batch crosses a part's end, and of several processes each scores whole batches: so the numbers are those of one
@@ -90,13 +107,13 @@ def score(teacher, pool, batch_size=BATCH):
 
     with progress(total=len(pool), desc='score') as bar:
         for rows, images in ahead(read()):
-            some_noise, some_labels = noise_of(teacher, images)
-            noise[rows], labels[rows] = some_noise.cpu().numpy(), some_labels.cpu().numpy()
+            for all_of, some in zip(scores, scores_of(teacher, images)):
+                all_of[rows] = some.cpu().numpy()
             bar.update(len(images) * distributed.world())
-    for part in (noise, labels):
-        part[:] = distributed.total(torch.from_numpy(part).to(teacher.device)).cpu().numpy()  # every other process holds 0 there
-    check_finite(noise)
-    return noise, labels
+    for all_of in scores:
+        all_of[:] = distributed.total(torch.from_numpy(all_of).to(teacher.device)).cpu().numpy()  # every other process holds 0 there
+    check_finite(scores[0])
+    return scores
 
 
 def check_finite(noise):
@@ -109,35 +126,35 @@ def check_finite(noise):
 # ---------------------------------------------------------------- select
 
 
-def select(noise, labels, rule, num_classes):
+def select(keys, labels, rule, num_classes):
     """The indices of the images to keep, ascending, (num_select,) int64.
 
-    rule.how: confidence: the lowest noise over all classes, as both published files do. balanced: the cleanest num_select / C of
-    each predicted class; where a class has too few, its share goes to the cleanest that are left. random: Table 1's control row.
-    all: everything, whatever num_select. Of equal noise, the earlier image goes first.
-    noise: (N,), labels: (N,) in 0 .. num_classes - 1. Raises UserError when the pool is smaller than num_select.
+    rule.how: confidence: the lowest noise over all classes, as both published files do. random: Table 1's control row. balanced, gumbel,
+    class-random: the num_select / C lowest keys of each predicted class (`Rule.keys`); where a class has too few, its share goes to the
+    lowest keys that are left. all: everything, whatever num_select. Of equal keys, the earlier image goes first.
+    keys: (N,), labels: (N,) in 0 .. num_classes - 1. Raises UserError when the pool is smaller than num_select.
     """
-    (how, num_select, seed), count = rule, len(noise)
+    (how, num_select, seed), count = rule, len(keys)
     if how == 'all':
         return np.arange(count)
     if num_select > count:
         raise UserError(f'num_select={num_select}, but the pool holds {count} images: lower --num_select or add images')
     if how == 'random':
         return np.sort(torch.randperm(count, generator=rng(seed, 'random selection'))[:num_select].numpy())
-    order = cleanest_first(noise)
-    if how == 'confidence':
+    order = lowest_first(keys)
+    if how not in BY_CLASS:
         return np.sort(order[:num_select])
     in_quota = rank_in_class(labels[order], num_classes) < num_select // num_classes
     kept, left = order[in_quota], order[~in_quota]
     return np.sort(np.concatenate([kept, left[: num_select - len(kept)]]))
 
 
-def cleanest_first(noise):
+def lowest_first(keys):
     """A stable argsort of (N,). As integers, the bits of float32 above zero are in the same order, and torch sorts integers by radix:
     nine times as fast for ten million."""
-    if noise.dtype == np.float32 and not np.signbit(noise).any():
-        noise = noise.view(np.int32)
-    return torch.sort(torch.from_numpy(np.ascontiguousarray(noise)), stable=True)[1].numpy()
+    if keys.dtype == np.float32 and not np.signbit(keys).any():
+        keys = keys.view(np.int32)
+    return torch.sort(torch.from_numpy(np.ascontiguousarray(keys)), stable=True)[1].numpy()
 
 
 def rank_in_class(labels, num_classes):
@@ -167,7 +184,7 @@ def write_csv(path, pool, noise, labels, chosen):
 
 def write_thumbnails(path, pool, noise, labels, class_names):
     """The cleanest and the noisiest images of the most predicted classes, as an npz, so that the report needs no data."""
-    order, per_class, classes = cleanest_first(noise), 4, 10
+    order, per_class, classes = lowest_first(noise), 4, 10
     common = np.sort(np.argsort(-np.bincount(labels, minlength=len(class_names)), kind='stable')[:classes])
     content = {'class_names': np.array(class_names)}
     for kind, ranked in (('clean', order), ('noisy', order[::-1])):
@@ -198,8 +215,10 @@ def score_and_select(folder, pool, teacher, rule):
                 raise UserError(f'the wild images have the names of those that {kept.with_suffix(".csv")} was made from, and other '
                                 'pixels: select again with --run NAME')
     else:
-        noise, labels = score(teacher, pool)
-        chosen = select(noise, labels, rule, teacher.classes)
+        noise, energy, labels = score(teacher, pool)
+        parts = [slice(*part) for part in itertools.pairwise(pool.starts)]
+        keys = np.concatenate([rule.keys(noise[part], energy[part], number) for number, part in enumerate(parts)])
+        chosen = select(keys, labels, rule, teacher.classes)
         if distributed.rank() == 0:
             write_csv(folder / 'selection.csv', pool, noise, labels, chosen)
             write_thumbnails(folder / 'thumbnails.npz', pool, noise, labels, teacher.class_names)

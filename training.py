@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 import distributed
+from muon import Muon
 from utils import UserError, first_line
 
 # ---------------------------------------------------------------- device, precision, seeds
@@ -116,17 +117,22 @@ def seed_init(seed, *purpose):
 # ---------------------------------------------------------------- training
 
 
-SCHEDULES = ('steps', 'onecycle', 'constant')
+SCHEDULES = ('steps', 'onecycle', 'linear', 'constant')
+OPTIMIZERS = ('sgd', 'adam', 'muon')
 
 
 def learning_rate(lr, schedule, milestones, step, steps):
     """The learning rate of `step` (0-based) of `steps`.
 
     steps: lr / 10 at each of `milestones`, fractions of the whole run, so that a shorter run keeps its shape.
-    onecycle: up from lr / 25 in the first 30 %, then a cosine down to nothing. constant: lr.
+    onecycle: up from lr / 25 in the first 30 %, then a cosine down to nothing. linear: up in the first 10 %, then straight down to
+    nothing. constant: lr.
     """
     if schedule == 'constant':
         return lr
+    if schedule == 'linear':
+        warm = max(1, round(0.1 * steps))
+        return lr * min((step + 1) / warm, (steps - step) / max(1, steps - warm))
     if schedule == 'steps':
         return lr * 0.1 ** sum(step >= round(m * steps) for m in milestones)
     warm = max(1, round(0.3 * steps))
@@ -141,7 +147,10 @@ def set_lr(optimizer, lr):
 
 
 def make_optimizer(name, parameters, lr):
-    """'sgd': momentum 0.9 and weight decay 5e-4, as both papers train ResNets; 'adam': torch's defaults, for LeNets."""
+    """sgd: momentum 0.9 and weight decay 5e-4, as both papers train ResNets; adam: torch's defaults, for LeNets; muon: for ResNets in
+    few steps."""
+    if name == 'muon':
+        return Muon(parameters, lr)
     if name == 'sgd':
         return torch.optim.SGD(parameters, lr=lr, momentum=0.9, weight_decay=5e-4)
     return torch.optim.Adam(parameters, lr=lr)

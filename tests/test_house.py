@@ -6,7 +6,7 @@ import pytest
 from scripts import ROOT
 
 # a file imports from those before it alone
-ORDER = ['utils', 'distributed', 'training', 'resnet', 'lenet', 'generator', 'losses', 'networks', 'arguments', 'wild.workers',
+ORDER = ['utils', 'distributed', 'muon', 'training', 'resnet', 'lenet', 'generator', 'losses', 'networks', 'arguments', 'wild.workers',
          'wild.decode', 'data', 'runs', 'selection', 'wild.demo', 'wild.pool', 'wild.stream', 'teacher-train', 'DFND-train', 'DAFL-train',
          'paper.rows', 'paper.results', 'paper.tables', 'paper.bench_tables', 'paper.figures', 'reproduce', 'report',
          'bench.measure', 'bench.plain', 'bench.speed', 'bench.scale']

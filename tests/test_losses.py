@@ -63,6 +63,7 @@ def test_kd_of_equal_and_of_shifted_logits_is_zero_and_of_two_classes_as_by_hand
     s, t = torch.tensor([[0.0, 0.0]]), torch.tensor([[math.log(3.0) * 2, 0.0]])  # at T = 2: (1/2, 1/2) and (3/4, 1/4)
     by_hand = 4 * (0.75 * math.log(0.75 / 0.5) + 0.25 * math.log(0.25 / 0.5))
     assert kd_loss(s, t, 2.0).item() == pytest.approx(by_hand, rel=1e-6)
+    assert kd_loss(s, t, 2.0, T_power=0).item() == pytest.approx(by_hand / 4, rel=1e-6)
 
 
 @pytest.mark.parametrize('C, a', [(2, 0.6), (3, 0.9), (10, 0.9523), (100, 0.7774)])

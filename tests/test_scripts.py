@@ -140,6 +140,13 @@ def test_cifar_from_image_folders_with_colour_and_grey_photos(photos):
     assert (r['arch'], r['steps']) == ('resnet18', 30)
 
 
+def test_the_short_recipe_learns_by_muon_from_an_energetic_selection(photos):
+    r = result(run('DFND-train.py', '--dataset', 'cifar10', '--wild', 'wild', '--recipe', 'short', '--steps', 20, cwd=photos))
+    assert (r['recipe'], r['select'], r['loss'], r['steps'], r['T']) == ('short', 'gumbel', 'kd', 20, 2)
+    losses = [row['loss'] for row in read_json_lines(photos / 'runs' / r['run'] / 'metrics.jsonl')]
+    assert losses[-1] < 0.5 * losses[0]
+
+
 def test_dfnd_runs_without_test_data(photos, tmp_path, no_network):
     done = run('DFND-train.py', '--dataset', 'cifar10', '--data', 'nowhere', '--wild', photos / 'data/cifar10/test', '--teacher_dir',
                photos / 'runs', '--epochs', 1, cwd=tmp_path)
@@ -157,14 +164,17 @@ def test_as_a_command_the_result_is_the_last_line_of_stdout(digits):
 # ---------------------------------------------------------------- settings
 
 
-RELEASED = dict(select='confidence', T=4, class_weights=False, augment=True, wild_norm='imagenet', teacher_acc=0.9523, batch_size=20,
-                optimizer='sgd', lr=0.1, milestones=[0.4, 0.8], lr_theta=0.001, epochs=1_023_999, num_select=20)
+RELEASED = dict(select='confidence', loss='kd+nll', T=4, T_power=2, class_weights=False, augment=True, wild_norm='imagenet',
+                teacher_acc=0.9523, batch_size=20, optimizer='sgd', lr=0.1, milestones=[0.4, 0.8], lr_theta=0.001, epochs=1_023_999,
+                num_select=20)
 
 
 @pytest.mark.parametrize('flags, capped, settings', [
     (['--recipe', 'released'], '600000', RELEASED),
     (['--recipe', 'first-upload'], '50000', RELEASED | dict(T=2, class_weights=True, augment=False, epochs=3_999_999)),
     (['--recipe', 'corrected'], '600000', RELEASED | dict(select='balanced', wild_norm='teacher', teacher_acc=None, epochs=1_024_000)),
+    (['--recipe', 'short'], '10000', RELEASED | dict(select='gumbel', wild_norm='teacher', teacher_acc=None, epochs=7500, loss='kd', T=2,
+                                                     T_power=0, optimizer='muon', lr=0.12, schedule='linear')),
     (['--recipe', 'first-upload', '--T', 8, '--augment', '--no-class_weights', '--teacher_acc', 0.5, '--epochs', 3], '50000',
      RELEASED | dict(T=8, class_weights=False, augment=True, teacher_acc=0.5, epochs=3)),  # a flag beats the recipe
 ])

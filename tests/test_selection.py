@@ -37,13 +37,14 @@ def first_pixels(**how):
 def test_noise_is_the_cross_entropy_against_the_teachers_own_label(batch_size):
     images = np.random.default_rng(0).integers(0, 8, (50, 1, 4, 4), dtype=np.uint8)
     images[7] = 3
-    noise, labels = score(first_pixels(), pool_of(images[:20], images[20:]), batch_size)
-    assert noise.dtype == np.float32 and labels.dtype == np.int64
+    noise, energy, labels = score(first_pixels(), pool_of(images[:20], images[20:]), batch_size)
+    assert noise.dtype == energy.dtype == np.float32 and labels.dtype == np.int64
     assert noise[7] == pytest.approx(math.log(10), rel=1e-6)  # uniform logits
     for i, image in enumerate(images):
         logits = [float(v) for v in image.flatten()[:10]]
         assert labels[i] == logits.index(max(logits))
-        assert noise[i] == pytest.approx(math.log(sum(math.exp(v) for v in logits)) - max(logits), rel=1e-5, abs=1e-6)
+        assert energy[i] == pytest.approx(math.log(sum(math.exp(v) for v in logits)), rel=1e-5)
+        assert noise[i] == pytest.approx(energy[i] - max(logits), rel=1e-5, abs=1e-6)
         assert noise[i] == score(first_pixels(), pool_of(images[i : i + 1]))[0][0]  # bit by bit
 
 
@@ -51,7 +52,7 @@ def test_score_sees_normalised_images_keeps_no_graph_and_counts_what_is_not_fini
     net, graphs = nn.Sequential(nn.Flatten(), nn.Linear(4, 3)), []
     net.register_forward_hook(lambda module, images, logits: graphs.append(logits.requires_grad))
     images = random_images(5, 1, 2, 2)
-    noise, _ = score(teacher_of(net, mean=(0.5,), std=(0.2,), classes=3), pool_of(images))
+    noise, *_ = score(teacher_of(net, mean=(0.5,), std=(0.2,), classes=3), pool_of(images))
     assert graphs == [False]
     logits = net((torch.from_numpy(images).float() / 255 - 0.5) / 0.2)
     np.testing.assert_allclose(noise, -logits.softmax(1).max(1).values.log().detach().numpy(), rtol=1e-5)
@@ -108,6 +109,29 @@ def test_random_selection_follows_the_seed_alone_and_takes_nothing_twice():
     assert hits.min() >= 10 and hits.max() <= 52  # a fair draw: 30 +- 4.6 each
 
 
+def test_gumbel_draws_a_class_in_proportion_to_exp_energy_and_by_the_seed_and_the_part_alone():
+    energy, labels = np.log(np.array([1, 2, 4, 8, 1, 1, 1, 1], np.float32)), np.array([0] * 4 + [1] * 4)
+    noise, first = np.zeros(8, np.float32), []
+    for seed in range(4000):
+        rule = Rule('gumbel', 2, seed)
+        chosen = select(rule.keys(noise, energy), labels, rule, 2)
+        assert labels[chosen].tolist() == [0, 1]
+        first.append(chosen)
+    share = np.bincount(np.concatenate(first), minlength=8) / 4000
+    np.testing.assert_allclose(share, [1 / 15, 2 / 15, 4 / 15, 8 / 15, 1 / 4, 1 / 4, 1 / 4, 1 / 4], atol=0.04)  # 5 standard errors
+    rule = Rule('gumbel', 2, 0)
+    assert np.array_equal(rule.keys(noise, energy, 3), rule.keys(noise, energy, 3))
+    assert not np.array_equal(rule.keys(noise, energy, 3), rule.keys(noise, energy, 4))
+
+
+def test_class_random_is_blind_to_the_scores_and_takes_the_same_of_every_class():
+    labels, rule = np.repeat(np.arange(4), [100, 40, 30, 30]), Rule('class-random', 80, 0)
+    noise = np.linspace(0, 1, 200, dtype=np.float32)
+    chosen = select(rule.keys(noise, -noise), labels, rule, 4)
+    assert np.bincount(labels[chosen]).tolist() == [20] * 4
+    assert np.array_equal(chosen, select(rule.keys(noise[::-1], noise), labels, rule, 4))
+
+
 @pytest.mark.parametrize('how', SELECT)
 def test_a_pool_holds_just_so_many_images(how):
     noise, labels = np.zeros(300), np.zeros(300, np.int64)
@@ -135,7 +159,7 @@ def test_class_weights_facts_and_description_count_chosen_and_pool_by_class():
 
 def test_a_kept_selection_is_found_again_but_not_for_other_images(tmp_path):
     images, teacher, rule = random_images(40, 1, 32, 32), first_pixels(std=(0.1,)), Rule('balanced', 15, 0)
-    noise, labels = score(teacher, pool_of(images))
+    noise, _, labels = score(teacher, pool_of(images))
     chosen = select(noise, labels, rule, 10)
     for scorer in (teacher, teacher_of(None)):  # the second has no network that it could score with
         selection = score_and_select(tmp_path, pool_of(images), scorer, rule)

@@ -24,12 +24,14 @@ from wild.stream import Candidates
 
 
 def feed(kept, noise, labels, sizes, own=lambda number: True):
+    """The energy is taken to be minus the noise."""
     images = np.arange(len(noise), dtype=np.uint32).view(np.uint8).reshape(-1, 1, 2, 2)  # an image is its own number
     start = 0
     for number, size in enumerate(sizes):
         part = slice(start, start + size)
         if own(number) and size:
-            kept.add(number, images[part], [f'image {i}' for i in range(*part.indices(len(noise)))], noise[part], labels[part])
+            kept.add(number, images[part], [f'image {i}' for i in range(*part.indices(len(noise)))],
+                     (noise[part], -noise[part], labels[part]))
         start += size
     kept.clear()
 
@@ -59,7 +61,20 @@ def test_a_stream_gives_the_selection_of_the_whole_pool(how, tmp_path):
         assert selection.pool_noise == pytest.approx(noise.mean(), rel=1e-5)
 
 
-@pytest.mark.parametrize('how', ['balanced', 'confidence', 'random'])
+@pytest.mark.parametrize('how', ['gumbel', 'class-random'])
+def test_a_stream_draws_what_the_kept_pool_draws_part_by_part(how, tmp_path):
+    for random, noise, labels, num_select, classes in random_pools(30):
+        kept = Candidates(Rule(how, num_select, 1), classes)
+        kept.capacity = 2 * num_select + int(random.integers(1, 20))
+        sizes = np.diff([0, *np.sort(random.integers(1, len(noise), 3)), len(noise)]) if len(noise) > 1 else [1]
+        sizes = [size for size in sizes if size]
+        feed(kept, noise, labels, sizes)
+        ends = np.cumsum(sizes)
+        keys = [kept.rule.keys(noise[end - size : end], -noise[end - size : end], i) for i, (size, end) in enumerate(zip(sizes, ends))]
+        assert numbers(merged(kept, tmp_path).pool) == select(np.concatenate(keys), labels, kept.rule, classes).tolist()
+
+
+@pytest.mark.parametrize('how', ['balanced', 'confidence', 'random', 'gumbel'])
 def test_what_is_kept_does_not_grow_with_the_stream(how):
     """One class is the cleanest by far, so that the others' best are kept beside it."""
     random = np.random.default_rng(0)
@@ -69,12 +84,16 @@ def test_what_is_kept_does_not_grow_with_the_stream(how):
     for number in range(100):
         labels = random.integers(0, 10, 1000)
         noise = (random.random(1000) + (labels > 0)).astype(np.float32)
-        kept.add(number, images, ['x'] * 1000, noise, labels)
+        kept.add(number, images, ['x'] * 1000, (noise, -noise, labels))
         most = max(most, kept.count)
     kept.clear()
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert most > 24_000 and len(kept.table()[0]) == (19_000 if how == 'balanced' else 10_000)
+    assert most > 24_000
+    if how == 'gumbel':  # by class too, but by chance
+        assert 10_000 < len(kept.table()[0]) <= 19_000
+    else:
+        assert len(kept.table()[0]) == (19_000 if how == 'balanced' else 10_000)
     assert peak < 1.3 * 25_000 * images[0].nbytes
     assert kept.counts.sum() == 100_000
 

@@ -7,18 +7,27 @@ import numpy as np
 import torch
 
 import distributed
-from selection import BATCH, Selection, check_finite, cleanest_first, noise_of, rank_in_class, select, write_csv, write_thumbnails
-from training import rng
+from selection import (
+    BATCH,
+    BY_CLASS,
+    Selection,
+    check_finite,
+    lowest_first,
+    rank_in_class,
+    scores_of,
+    select,
+    write_csv,
+    write_thumbnails,
+)
 from utils import LocalError, UserError, progress, say, written_aside
 from wild.decode import Part, save_part
 from wild.pool import Pool
 
 
 class Candidates:
-    """The images of a stream that can still be chosen: the best `num_select` of all and, for balanced selection, the best
-    num_select / C of every class: at most twice num_select, and half as many again before the next clearing. They lie in one
-    table, in the stream's order, which a clearing closes up in place. Best is: lowest noise, or, for random selection, the lowest of
-    numbers drawn for each part by (seed, its number)."""
+    """The images of a stream that can still be chosen: the `num_select` lowest keys (see selection.Rule) of all and, for the rules by
+    class, the num_select / C lowest of every class: at most twice num_select, and half as many again before the next clearing. They are
+    in one table, in the stream's order, which a clearing closes up in place."""
 
     def __init__(self, rule, num_classes):
         self.rule, self.num_classes = rule, num_classes
@@ -28,13 +37,13 @@ class Candidates:
         self.bar, self.class_bars = np.inf, np.full(num_classes, -np.inf)  # above both, an image can't be chosen any more
         self.counts, self.noise_sum = np.zeros(num_classes, np.int64), 0.0  # of all that passed
 
-    def add(self, number, images, names, noise, labels):
-        """A scored part. Parts must come in the order of their numbers, so that of equal images the earlier stays."""
+    def add(self, number, images, names, scores):
+        """A part. scores: its (noise, energy, labels). Parts must come in the order of their numbers, so that of equal images the earlier
+        stays."""
+        noise, energy, labels = scores
         self.counts += np.bincount(labels, minlength=self.num_classes)
         self.noise_sum += float(noise.sum(dtype=np.float64))
-        keys = noise
-        if self.rule.how == 'random':
-            keys = torch.rand(len(noise), generator=rng(self.rule.seed, 'random selection', number), dtype=torch.float64).numpy()
+        keys = self.rule.keys(noise, energy, number)
         keep = np.flatnonzero((keys < self.bar) | (keys < self.class_bars[labels]))
         while len(keep):
             if self.count == self.capacity:
@@ -50,12 +59,12 @@ class Candidates:
     def clear(self):
         """Drops what can't be chosen any more, and sets the bars for what comes."""
         keys, _, labels, *_ = self.table()
-        order, num_select = cleanest_first(keys), self.rule.num_select
+        order, num_select = lowest_first(keys), self.rule.num_select
         chosen = np.arange(len(order)) < num_select
         if len(order) >= num_select:
             self.bar = keys[order[num_select - 1]]
         quota = num_select // self.num_classes
-        if self.rule.how == 'balanced' and quota:
+        if self.rule.how in BY_CLASS and quota:
             rank = rank_in_class(labels[order], self.num_classes)
             chosen |= rank < quota
             last = order[rank == quota - 1]
@@ -109,10 +118,10 @@ def score_parts(parts, candidates, teacher):
     count, start, told = 0, time.perf_counter(), time.perf_counter()
     with progress(desc='stream') as bar:
         for number, images, names in parts:
-            batches = [noise_of(teacher, torch.from_numpy(images[i : i + BATCH].copy())) for i in range(0, len(images), BATCH)]
-            noise, labels = (torch.cat(x).cpu().numpy() for x in zip(*batches))
-            check_finite(noise)
-            candidates.add(number, images, names, noise, labels)
+            batches = [scores_of(teacher, torch.from_numpy(images[i : i + BATCH].copy())) for i in range(0, len(images), BATCH)]
+            scores = [torch.cat(x).cpu().numpy() for x in zip(*batches)]
+            check_finite(scores[0])
+            candidates.add(number, images, names, scores)
             count += len(images) * distributed.world()
             bar.update(len(images) * distributed.world())
             if bar.disable and time.perf_counter() - told > 30:  # a line in a log
@@ -151,9 +160,9 @@ def select_from_candidates(candidates, shares, folder):
         raise UserError(f'num_select={rule.num_select}, but the stream held {counts.sum()} images: lower --num_select or add images')
     order = np.argsort(places)  # the stream's
     if rule.how == 'random':
-        chosen = np.sort(cleanest_first(keys[order])[: rule.num_select])
+        chosen = np.sort(lowest_first(keys[order])[: rule.num_select])
     else:
-        chosen = select(noise[order], labels[order], rule, candidates.num_classes)
+        chosen = select(keys[order], labels[order], rule, candidates.num_classes)
     sizes = [len(t['noise']) for t in tables]
     pool = Pool([Part(shares / f'{rank:06d}.npy', size) for rank, size in enumerate(sizes) if size], 'candidates')
     rows, names = order[chosen], list(pool.names())
