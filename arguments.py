@@ -99,6 +99,10 @@ def add_student_arguments(g, archs):
     g.add_argument('--width', type=at_least(int, 1), help="a ResNet student's width (default: the teacher's)")
 
 
+# where and how a run is computed, and not what: these settings may differ between a run and its resumption
+WHERE = {'resume', 'workers', 'cache_dir', 'device', 'data', 'output_dir', 'run', 'teacher_dir', 'score_only'}
+
+
 class Settings(SimpleNamespace):
     """All settings of a run, by the names of their flags, frozen: defaults < recipe < flags < what a resumed run kept. config.json is
     it, so the values are what JSON can hold."""
@@ -117,6 +121,5 @@ def settle(args, recipe, /, **more):
 
 def say_settings(settings):
     """A line of what decides the result: not where and how it is computed."""
-    quiet = ('data', 'output_dir', 'run', 'resume', 'cache_dir', 'workers', 'dataset', 'teacher_dir', 'score_only')
-    shown = {k: v for k, v in vars(settings).items() if v is not None and k not in quiet}
+    shown = {k: v for k, v in vars(settings).items() if v is not None and k not in WHERE - {'device'} | {'dataset'}}
     say('settings: ' + ', '.join(f'{k} {v:g}' if isinstance(v, float) else f'{k} {v}' for k, v in sorted(shown.items())))

@@ -13,12 +13,11 @@ import torch
 import torchvision
 
 import distributed
+from arguments import WHERE
 from networks import count_multiply_adds, count_parameters, save_network
 from utils import UserError, first_line, read_json, say, write_json, written_aside
 from wild.workers import lock
 
-# what may differ between a run and its resumption: where and how it runs, not what it computes
-NOT_COMPARED = {'resume', 'workers', 'cache_dir', 'device', 'data', 'output_dir', 'run', 'teacher_dir', 'score_only'}
 # what a result repeats of the settings; None where a script has no such setting
 REPEATED = ('recipe', 'select', 'loss', 'dataset', 'arch', 'width', 'seed', 'epochs', 'steps', 'num_select', 'class_weights', 'T',
             'augment', 'wild_norm', 'teacher_acc', 'teacher')
@@ -87,7 +86,7 @@ class Run:
         old = config.get('settings', config.get('args'))  # args: as it was called until November 2026
         if not isinstance(old, dict):
             raise UserError(f'{config_file} is damaged, it holds no settings: give --run NAME for another folder')
-        compared = old.keys() & new.keys() - NOT_COMPARED - set(measured)
+        compared = old.keys() & new.keys() - WHERE - set(measured)
         for key in sorted(key for key in compared if old[key] != new[key]):
             raise UserError(f'{self.folder} was run with {key}={old[key]}, and now it is {new[key]}: give the same, or --run NAME '
                             'for another folder')

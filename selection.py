@@ -220,11 +220,18 @@ def score_and_select(folder, pool, teacher, rule):
         keys = np.concatenate([rule.keys(noise[part], energy[part], number) for number, part in enumerate(parts)])
         chosen = select(keys, labels, rule, teacher.classes)
         if distributed.rank() == 0:
-            write_csv(folder / 'selection.csv', pool, noise, labels, chosen)
-            write_thumbnails(folder / 'thumbnails.npz', pool, noise, labels, teacher.class_names)
-            with written_aside(kept) as file:
-                np.savez(file, noise=noise, labels=labels, chosen=chosen, pool=digest, brightness=brightness(pool, chosen))
+            facts = {'pool': digest, 'brightness': brightness(pool, chosen)}
+            write_selection(folder, pool, (noise, labels, chosen), teacher.class_names, facts)
     return Selection(pool, chosen, noise[chosen], labels[chosen], np.bincount(labels, minlength=teacher.classes), float(noise.mean()))
+
+
+def write_selection(folder, pool, scores, class_names, facts):
+    """The list and the pictures for a reader, and last what a resumed run reads. scores: (noise, labels, chosen)."""
+    noise, labels, chosen = scores
+    write_csv(folder / 'selection.csv', pool, noise, labels, chosen)
+    write_thumbnails(folder / 'thumbnails.npz', pool, noise, labels, class_names)
+    with written_aside(folder / 'selection.npz') as file:
+        np.savez(file, noise=noise, labels=labels, chosen=chosen, **facts)
 
 
 def brightness(pool, chosen):

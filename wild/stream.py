@@ -7,19 +7,8 @@ import numpy as np
 import torch
 
 import distributed
-from selection import (
-    BATCH,
-    BY_CLASS,
-    Selection,
-    check_finite,
-    lowest_first,
-    rank_in_class,
-    scores_of,
-    select,
-    write_csv,
-    write_thumbnails,
-)
-from utils import LocalError, UserError, progress, say, written_aside
+from selection import BATCH, BY_CLASS, Selection, check_finite, lowest_first, rank_in_class, scores_of, select, write_selection
+from utils import LocalError, UserError, progress, say
 from wild.decode import Part, save_part
 from wild.pool import Pool
 
@@ -102,10 +91,7 @@ def stream_and_select(folder, parts, teacher, rule):
     selection = opened(images, *merge(candidates, folder))
     pool, chosen, noise, labels, counts, mean = selection
     if distributed.rank() == 0:
-        write_csv(folder / 'selection.csv', pool, noise, labels, chosen)
-        write_thumbnails(folder / 'thumbnails.npz', pool, noise, labels, teacher.class_names)
-        with written_aside(kept) as file:
-            np.savez(file, noise=noise, labels=labels, chosen=chosen, counts=counts, mean=mean)
+        write_selection(folder, pool, (noise, labels, chosen), teacher.class_names, {'counts': counts, 'mean': mean})
     return selection
 
 
