@@ -12,6 +12,7 @@ import torch.nn.functional as F
 
 import arguments
 import distributed
+import recipes
 import training
 from arguments import at_least
 from data import DATASETS, load_test
@@ -20,34 +21,6 @@ from losses import activation_loss, information_entropy_loss, kd_loss, one_hot_l
 from networks import ARCHS, build, count_parameters, load_teacher, resolve_width
 from runs import Run
 from utils import progress, say
-
-LENET = dict(
-    epochs=200,
-    epoch_steps=120,
-    batch_size=512,
-    latent_dim=100,  # length of z
-    lr_G=0.2,  # Adam
-    optimizer='adam',  # the student's
-    lr=2e-3,
-    schedule='constant',
-    milestones=(0.4, 0.8),  # not used
-    oh=1.0,  # weight of the one-hot loss
-    ie=5.0,  # of the information entropy loss
-    a=0.1,  # of the activation loss
-)
-CIFAR10 = LENET | dict(
-    epochs=2000,
-    batch_size=1024,
-    latent_dim=1000,
-    lr_G=0.02,
-    optimizer='sgd',  # momentum 0.9, weight decay 5e-4
-    lr=0.1,
-    schedule='steps',  # / 10 at epochs 800 and 1600 of 2000
-    oh=0.05,
-    a=0.01,
-)
-CIFAR100 = CIFAR10 | dict(oh=0.5, ie=20.0, a=0.1)
-RECIPES = {'MNIST': LENET, 'FashionMNIST': LENET, 'mnist5k': LENET, 'cifar10': CIFAR10, 'cifar100': CIFAR100}
 
 
 def parse():
@@ -71,8 +44,8 @@ def parse():
 def settle(args, teacher):
     arch = args.arch or DATASETS[args.dataset].student
     return arguments.settle(
-        args, RECIPES[args.dataset], arch=arch, width=resolve_width(arch, args.width, teacher), loss='oh+ie+a+kd', teacher=teacher.digest,
-        device=teacher.device.type,
+        args, recipes.DAFL[args.dataset], arch=arch, width=resolve_width(arch, args.width, teacher), loss='oh+ie+a+kd',
+        teacher=teacher.digest, device=teacher.device.type,
         amp=training.pick_amp(args.amp, teacher.device, 'generator'))  # of all three networks: the generator takes most of the time
 
 

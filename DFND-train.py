@@ -13,6 +13,7 @@ import torch.nn.functional as F
 
 import arguments
 import distributed
+import recipes
 import training
 from arguments import at_least
 from data import DATASETS, EpochPlan, TransferSet, batches, load, load_test
@@ -24,62 +25,7 @@ from utils import UserError, progress, say, warn
 from wild.pool import Wild, open_pool, open_stream
 from wild.stream import stream_and_select
 
-PUBLISHED_ACC = {'cifar10': 0.9523, 'cifar100': 0.7774}  # the adaptation matrix's diagonal in both published files
 LOSSES = ('kd+nll', 'kd', 'nll', 'kd+ce', 'ce')
-
-RELEASED = dict(
-    select='confidence',  # the lowest noise over all classes
-    num_select=600_000,
-    loss='kd+nll',
-    T=4.0,
-    T_power=2,  # L_KD is multiplied by T^2
-    class_weights=False,
-    augment=True,  # crop and flip
-    wild_norm='imagenet',  # though the teacher was trained with CIFAR's mean and std
-    teacher_acc='published',  # a constant, where there is one for the data set
-    epochs=lambda n: int(40_000 / n * 512) - 1,  # of num_select; range(1, epochs) in both published files drops one
-    steps=None,
-    batch_size=256,
-    optimizer='sgd',  # momentum 0.9, weight decay 5e-4
-    lr=0.1,
-    schedule='steps',
-    milestones=(0.4, 0.8),  # of all steps
-    lr_theta=1e-3,  # Adam, for the adaptation matrix
-)
-FIRST_UPLOAD = RELEASED | dict(
-    num_select=50_000,
-    T=2.0,
-    class_weights=True,
-    augment=False,
-    epochs=lambda n: 2 * int(50_000 / n * 800) - 1,
-)
-CORRECTED = RELEASED | dict(
-    select='balanced',  # as the paper and a comment of the first upload have it
-    wild_norm='teacher',
-    teacher_acc='measured',
-    epochs=lambda n: int(40_000 / n * 512),  # none dropped
-)
-LENET = CORRECTED | dict(  # ours: a LeNet has no batch norm, and SGD at 0.1 under a loss scaled by T^2 = 16 does not suit it
-    num_select=25_000,
-    epochs=None,
-    steps=3000,
-    optimizer='adam',
-    lr=4e-3,
-    schedule='onecycle',
-)
-SHORT = CORRECTED | dict(  # ours: for a ResNet that sees few images, such as on a CPU; not searched to the end yet
-    select='gumbel',
-    num_select=10_000,
-    loss='kd',  # the adapted likelihood adds nothing that was seen
-    T=2.0,
-    T_power=0,
-    epochs=lambda n: max(1, round(150_000 / n)),
-    batch_size=128,
-    optimizer='muon',
-    lr=0.12,
-    schedule='linear',
-)
-RECIPES = {'released': RELEASED, 'first-upload': FIRST_UPLOAD, 'corrected': CORRECTED, 'lenet': LENET, 'short': SHORT}
 
 
 def parse():
@@ -87,9 +33,9 @@ def parse():
     positive, flag = at_least(float, 0, strict=True), argparse.BooleanOptionalAction
     g = arguments.add_common_arguments(parser, DATASETS)
     arguments.add_student_arguments(g, ARCHS)
-    g.add_argument('--recipe', choices=RECIPES, help='the settings of every flag that is not given: released and first-upload as '
+    g.add_argument('--recipe', choices=recipes.DFND, help='the settings of every flag that is not given: released and first-upload as '
                    'in the two published files; corrected: released with its faults mended; lenet, short: ours, short for ResNets that see '
-                   'few images (default: lenet for LeNets, else corrected)')
+                   'few images (default: lenet for LeNets, short for a ResNet on a CPU, corrected on a GPU)')
     g.add_argument('--epochs', type=at_least(int, 1), help="passes over the selected images (default: the recipe's formula)")
     g.add_argument('--steps', type=at_least(int, 1),
                    help='stop after so many batches, in place of --epochs: to compare selections of different size')
@@ -115,15 +61,15 @@ def parse():
                    'what can still be chosen; needs --num_select')
     g.add_argument('--score_only', action='store_true', help='stop after the selection; to distil, run the same command with --resume in '
                    'place of --score_only')
-    return check(parser.parse_args())
+    return parser.parse_args()
 
 
-def check(args):
+def check(args, device):
     """Raises UserError for flags that contradict each other, and fills in recipe and loss."""
     original = args.transfer_set == 'original'
     arch = args.arch or DATASETS[args.dataset].student
-    args.recipe = args.recipe or ('lenet' if arch.startswith('lenet') else 'corrected')
-    loss = args.loss = args.loss or ('kd+ce' if original else RECIPES[args.recipe]['loss'])
+    args.recipe = arguments.pick_recipe(args.recipe, 'lenet' if arch.startswith('lenet') else None, 'corrected', device)
+    loss = args.loss = args.loss or ('kd+ce' if original else recipes.DFND[args.recipe]['loss'])
     wild_only = [f for f in ('wild', 'select', 'num_select', 'class_weights', 'wild_norm', 'teacher_acc', 'stream', 'score_only')
                  if getattr(args, f)]
     if original and (wild_only or 'nll' in loss):
@@ -141,18 +87,17 @@ def check(args):
         raise UserError('--epochs and --steps are both given: leave one out')
     if args.teacher_acc and args.teacher_acc > 1:
         raise UserError(f'--teacher_acc {args.teacher_acc}, but it is a fraction such as 0.95')
-    return args
 
 
 def settle(args, teacher, teacher_top1):
     """All settings except those that depend on the pool's size. teacher_top1: in percent, or None."""
     arch = args.arch or DATASETS[args.dataset].student
     original = dict(select=None, class_weights=False, wild_norm=None) if args.transfer_set == 'original' else {}
-    s = arguments.settle(args, RECIPES[args.recipe], arch=arch, width=resolve_width(arch, args.width, teacher),
+    s = arguments.settle(args, recipes.DFND[args.recipe], arch=arch, width=resolve_width(arch, args.width, teacher),
                          teacher=teacher.digest, device=teacher.device.type, amp=training.pick_amp(args.amp, teacher.device, arch),
                          **original)
     if isinstance(s.teacher_acc, str):
-        published = PUBLISHED_ACC.get(s.dataset) if s.teacher_acc == 'published' else None
+        published = recipes.PUBLISHED_ACC.get(s.dataset) if s.teacher_acc == 'published' else None
         s = s.replace(teacher_acc=published or (teacher_top1 or 0) / 100)
     if not s.teacher_acc and 'nll' in s.loss:
         raise UserError(f"{teacher.file} has no accuracy above 0, measured or in its facts: give the adaptation matrix's diagonal "
@@ -241,6 +186,7 @@ def main():
     args = parse()
     info = DATASETS[args.dataset]
     device = training.pick_device(args.device)
+    check(args, device)
     teacher = load_teacher(args.teacher_dir or args.output_dir, args.dataset, info, device, args.amp)
     test = load_test(args.dataset, args.data, args.cache_dir, args.workers, device)
     teacher_top1 = teacher.measure(test)
@@ -286,7 +232,8 @@ def main():
     while epoch < s.epochs:
         epoch += 1
         step, lr, means = train_epoch(epoch, step, s, teacher, transfer, (student, theta, optimizer, optimizer_theta))
-        run.end_epoch(epoch, step, lr, means, training.evaluate(student, test, teacher.normalise, device, s.amp))
+        due = epoch % s.test_every == 0 or epoch == s.epochs
+        run.end_epoch(epoch, step, lr, means, training.evaluate(student, due and test, teacher.normalise, device, s.amp))
 
     # ---------------------------------------------------------------- result
     if 'nll' in s.loss and distributed.rank() == 0:

@@ -90,6 +90,8 @@ def add_optimizer_arguments(g):
                    help="the initial learning rate, or the peak of one cycle (default: the recipe's); lower it if the loss turns to NaN")
     g.add_argument('--optimizer', choices=OPTIMIZERS, help='change --lr with it: about 0.1 for sgd, 0.004 for adam, 0.12 for muon')
     g.add_argument('--schedule', choices=SCHEDULES, help='onecycle and linear get furthest where epochs are few')
+    g.add_argument('--test_every', type=at_least(int, 1), metavar='N', help='epochs between two measurements on the test data; the last '
+                   'epoch always has one')
 
 
 def add_student_arguments(g, archs):
@@ -101,6 +103,16 @@ def add_student_arguments(g, archs):
 
 # where and how a run is computed, and not what: these settings may differ between a run and its resumption
 WHERE = {'resume', 'workers', 'cache_dir', 'device', 'data', 'output_dir', 'run', 'teacher_dir', 'score_only'}
+
+
+def pick_recipe(given, own, published, device):
+    """The name of the recipe: the user's, or the architecture's own, or, for a ResNet, short on a CPU and the published one on a GPU."""
+    if given or own:
+        return given or own
+    if device.type != 'cpu':
+        return published
+    say(f'recipe short, since no GPU is used: few images, a student that converges; --recipe {published} has the published schedule')
+    return 'short'
 
 
 class Settings(SimpleNamespace):

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from paper.results import HOW, publish, settings_of
-from paper.rows import BUDGETS, DFND, KIND, PUBLISHED_ACC, ROWS, SEEDS, STUDY, TABLE1, TEACHER, WORDS, Row, gpu_hours
+from paper.rows import BUDGETS, DFND, KIND, POOLS, ROWS, SEEDS, SHARES, STUDY, TABLE1, TEACHER, WORDS, Row, gpu_hours
+from recipes import PUBLISHED_ACC
 from utils import UserError, bad_usage, read_json, run_script
 
 HERE = Path(__file__).resolve().parent
@@ -60,7 +61,7 @@ def plan(args, extra):
     """All jobs in their order: the teachers that are needed, then row by row."""
     kind, folder = KIND[args.dataset], Path(args.output_dir) / f'{args.dataset}-{args.scale}'
     budget = BUDGETS[kind, args.scale]
-    words = WORDS[kind] | {'acc': PUBLISHED_ACC.get(args.dataset, PUBLISHED_ACC['cifar10'])}
+    words = WORDS[kind, args.scale] | {'acc': PUBLISHED_ACC.get(args.dataset, PUBLISHED_ACC['cifar10']), 'pools': (args.wild or [''])[0]}
 
     def seeds(id):
         return dict.fromkeys(args.seeds or range(SEEDS[kind].get(id, SEEDS[kind]['other'])))
@@ -99,8 +100,8 @@ def print_plan(args, jobs):
             rest += 0 if job.done() else hours
             facts += f', {hours:.2f} GPU hours by arithmetic'
         print(f'[{i}/{len(jobs)}] {job.folder.name}: {job.row.name} ({facts})\n    {job.command()}')
-    for row in map(ROWS.get, TABLE1[KIND[args.dataset]]):
-        if args.table == 'table1' and row.script is None and args.dataset in row.paper:
+    for row in map(ROWS.get, rows_of(args.table, KIND[args.dataset], args.scale)):
+        if row.script is None and args.dataset in row.paper:
             print(f'[-] {row.name}: not implemented here; the paper has {row.paper[args.dataset]:.2f}')
     if args.scale == 'full':
         print(f'not done: {rest:.1f} GPU hours at {args.tflops:g} TFLOP/s (--tflops). This is arithmetic, multiply-adds x 2 x images '
@@ -146,7 +147,7 @@ def run_jobs(args, jobs):
             publish(job.folder, Path(args.publish) / f'{args.dataset.lower()}-{args.scale}.jsonl')
     print()
     kind, folder = KIND[args.dataset], jobs[0].folder.parent
-    tables = ['--rows', *TABLE1[kind]]
+    tables = ['--rows', *rows_of('table1', kind, args.scale)] if args.table == 'table1' else ['--pools']
     if args.table == 'study':
         tables = [word for ids in STUDY[kind].values() if set(ids) & set(args.rows) for word in ('--study', *ids)]
     return run('report.py', '--runs', folder, '--no_figures', '--out', folder / 'report', *tables)
@@ -158,11 +159,13 @@ def run_jobs(args, jobs):
 def parse(words):
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.error = bad_usage
-    parser.add_argument('table', choices=('table1', 'study'), help="table1: the papers' rows; study: what each part of the method is worth")
+    parser.add_argument('table', choices=('table1', 'study', 'pools'), help="table1: the papers' rows; study: what each part of the "
+                        'method is worth; pools: selections from pools of which a growing share is of other kinds')
     parser.add_argument('--dataset', default='cifar10', choices=KIND,
                         type=lambda name: {dataset.lower(): dataset for dataset in KIND}.get(name.lower(), name))
-    parser.add_argument('--scale', default='cpu', choices=('full', 'cpu', 'demo'),
-                        help='full: the published schedules; cpu (the default): small networks and budgets; demo: mnist5k in minutes')
+    parser.add_argument('--scale', choices=('full', 'cpu', 'cpu-steps', 'demo', 'pools'),
+                        help='full: the published schedules; cpu: small networks and budgets, the recipe short; cpu-steps: the same by the '
+                        "published schedules; demo: mnist5k in minutes; pools: that table's")
     parser.add_argument('--rows', nargs='+', metavar='ID', help='these alone, and the teachers that they need')
     parser.add_argument('--seeds', nargs='+', type=int, metavar='N', help="for every row (default: as many as the row's spread needs)")
     parser.add_argument('--dry_run', action='store_true', help='print the plan and stop')
@@ -175,9 +178,10 @@ def parse(words):
     parser.add_argument('--tflops', type=float, default=50, help="a GPU's speed in the arithmetic of --scale full (default: 50)")
     args = parser.parse_args(words)
     kind, scales = KIND[args.dataset], [scale for kind, scale in BUDGETS if kind == KIND[args.dataset]]
-    if args.table == 'study' and kind not in STUDY:
-        raise UserError(f'no study of {args.dataset}: --dataset is one of {", ".join(d for d in KIND if KIND[d] in STUDY)}')
-    if args.scale not in scales:
+    if args.table != 'table1' and kind not in STUDY:
+        raise UserError(f'no {args.table} of {args.dataset}: --dataset is one of {", ".join(d for d in KIND if KIND[d] in STUDY)}')
+    args.scale = args.scale or {'pools': 'pools', 'study': 'cpu-steps' if kind == 'cifar' else 'cpu'}.get(args.table, 'cpu')
+    if args.scale not in scales or (args.scale == 'pools') != (args.table == 'pools'):
         raise UserError(f'--scale {args.scale}, but {args.dataset} has {" and ".join(scales)}: give --scale {scales[-1]}')
     if not args.tflops > 0:
         raise UserError(f'--tflops {args.tflops}, expected a number above 0')
@@ -186,12 +190,20 @@ def parse(words):
     for source in args.wild or ():  # or the script that needs it would say so only after the teacher's training
         if '{' not in source and not Path(source).exists() and ('/' in source or not may_be_set(source)):
             raise UserError(f'--wild {source} does not exist: name a folder of images, or a set that torchvision has')
-    known = TABLE1[kind] if args.table == 'table1' else ['teacher', *dict.fromkeys(id for ids in STUDY[kind].values() for id in ids)]
-    known = [id for id in known if ROWS[id].script]
+    if args.table == 'pools' and not (args.wild and all((Path(args.wild[0]) / f'share-{share:02}.txt').is_file() for share in SHARES)):
+        raise UserError('pools needs --wild DIR, the folder that `python -m paper.make_pools` wrote')
+    known = [id for id in rows_of(args.table, kind, args.scale) if ROWS[id].script]
     if unknown := [id for id in args.rows or () if id not in known]:
         raise UserError(f'no row {", ".join(unknown)} in {args.table} of {args.dataset}: the rows are {", ".join(known)}')
     args.rows = [id for id in known if id in (args.rows or known[1:])]  # teachers as the others need them, unless asked for
     return args
+
+
+def rows_of(table, kind, scale):
+    """The ids of a table's rows, in order."""
+    if table == 'table1':
+        return TABLE1.get((kind, scale)) or TABLE1[kind]
+    return ['teacher', *(POOLS if table == 'pools' else dict.fromkeys(id for ids in STUDY[kind].values() for id in ids))]
 
 
 def may_be_set(source):

@@ -1,8 +1,10 @@
 """The teacher's score of a wild image, and which images to keep (DFND section 3.2)."""
 
+import contextlib
 import csv
 import hashlib
 import itertools
+import zipfile
 from typing import NamedTuple
 
 import numpy as np
@@ -89,31 +91,50 @@ def scores_of(teacher, images):
 def score(teacher, pool, batch_size=BATCH):
     """Scores every image of the pool, without augmentation: noise(x) = CE(t(x), argmax t(x)) = -log max softmax t(x).
 
-    Returns (noise (N,) float32 in nats, low is clean, energy (N,) float32, pseudo_label (N,) int64), as numpy arrays. Raises UserError
-    when the teacher's output is not finite.
+    Returns (noise (N,) float32 in nats, low is clean, energy (N,) float32, pseudo_label (N,) int64), as numpy arrays. Each part's scores
+    are kept beside its images in the cache, by teacher, so that another rule, or a run that was stopped, need not score it again. Raises
+    UserError when the teacher's output is not finite.
     """
     scores = tuple(np.zeros(len(pool), dtype) for dtype in (np.float32, np.float32, np.int64))
+    spans = [slice(*span) for span in itertools.pairwise(map(int, pool.starts))]
+    key = hashlib.sha256(repr((teacher.digest, teacher.mean, teacher.std, teacher.amp, teacher.device.type, batch_size)).encode())
+    files = [part.file.with_suffix(f'.scores-{key.hexdigest()[:16]}.npz') for part in pool.parts]
 
     def read():
-        # No batch crosses a part's end, and of several processes each scores whole batches: so the numbers are those of one
+        # No batch crosses a part's end, and of several processes each scores whole parts: so the numbers are those of one
         # process, and of --stream, bit by bit.
-        number = 0
-        for start, part in zip(pool.starts, pool.parts):
-            for first in range(0, part.count, batch_size):
-                if number % distributed.world() == distributed.rank():
-                    rows = slice(int(start) + first, int(start) + min(first + batch_size, part.count))
-                    yield rows, torch.from_numpy(part.images[first : first + batch_size].copy())
-                number += 1
+        for number in range(distributed.rank(), len(spans), distributed.world()):
+            span, images = spans[number], pool.parts[number].images
+            if read_scores(files[number], [all_of[span] for all_of in scores]):
+                bar.update(len(images) * distributed.world())
+                continue
+            for first in range(span.start, span.stop, batch_size):
+                last = min(first + batch_size, span.stop)
+                yield number, slice(first, last), torch.from_numpy(images[first - span.start : last - span.start].copy())
 
     with progress(total=len(pool), desc='score') as bar:
-        for rows, images in ahead(read()):
+        for number, rows, images in ahead(read()):
             for all_of, some in zip(scores, scores_of(teacher, images)):
                 all_of[rows] = some.cpu().numpy()
             bar.update(len(images) * distributed.world())
+            if rows.stop == spans[number].stop:
+                with contextlib.suppress(OSError), written_aside(files[number]) as file:  # a cache that can only be read serves too
+                    np.savez(file, *(all_of[spans[number]] for all_of in scores))
     for all_of in scores:
         all_of[:] = distributed.total(torch.from_numpy(all_of).to(teacher.device)).cpu().numpy()  # every other process holds 0 there
     check_finite(scores[0])
     return scores
+
+
+def read_scores(file, scores):
+    """Fills the arrays `scores` from a part's file; returns whether there is one that fits."""
+    try:
+        with np.load(file) as kept:
+            for all_of, name in zip(scores, kept.files, strict=True):
+                all_of[:] = kept[name]
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile):  # none, or a damaged one
+        return False
+    return True
 
 
 def check_finite(noise):

@@ -10,42 +10,13 @@ import torch.nn.functional as F
 
 import arguments
 import distributed
+import recipes
 import training
 from arguments import at_least
 from data import DATASETS, EpochPlan, batches, load
 from networks import ARCHS, Normalise, build, count_parameters, resolve_width
 from runs import Run
 from utils import progress, say
-
-RECIPES = {
-    'resnet': dict(
-        epochs=200,
-        batch_size=128,
-        optimizer='sgd',  # momentum 0.9, weight decay 5e-4
-        lr=0.1,
-        schedule='steps',
-        milestones=(0.4, 0.6),  # of all steps: epochs 80 and 120 of 200
-        augment=True,  # crop and, where the classes allow it, flip
-    ),
-    'lenet': dict(
-        epochs=10,
-        batch_size=256,
-        optimizer='adam',
-        lr=1e-3,
-        schedule='constant',
-        milestones=(0.4, 0.6),  # not used
-        augment=False,
-    ),
-    'mnist5k': dict(  # ours: the papers have no such set
-        epochs=48,  # 4,000 images are few: a longer cycle of
-        batch_size=128,  # smaller batches,
-        optimizer='adam',
-        lr=4e-3,
-        schedule='onecycle',
-        milestones=(0.4, 0.6),  # not used
-        augment=True,  # and crops make up for it
-    ),
-}
 
 
 def parse():
@@ -55,7 +26,9 @@ def parse():
                    help=f"the data set's teacher (LeNet-5, ResNet-34) unless given: one of {', '.join(ARCHS)}")
     g.add_argument('--width', type=at_least(int, 1),
                    help="channels of a ResNet's first stage: 64 as published; 16 and 32 make CPU runs possible")
-    g.add_argument('--epochs', type=at_least(int, 1), help='the published number unless given; the schedule keeps its shape')
+    g.add_argument('--recipe', choices=recipes.TEACHER, help='the settings of every flag that is not given: published; short: ours, for '
+                   'ResNets in few epochs; lenet, mnist5k: for these (default: short for a ResNet on a CPU, published on a GPU)')
+    g.add_argument('--epochs', type=at_least(int, 1), help="the recipe's number unless given; the schedule keeps its shape")
     arguments.add_optimizer_arguments(g)
     return parser.parse_args()
 
@@ -63,9 +36,10 @@ def parse():
 def settle(args, device):
     info = DATASETS[args.dataset]
     arch = args.arch or info.teacher
-    recipe = RECIPES[args.dataset if args.dataset in RECIPES else 'lenet' if arch.startswith('lenet') else 'resnet']
-    return arguments.settle(args, recipe, arch=arch, width=resolve_width(arch, args.width), loss='ce', device=device.type,
-                            amp=training.pick_amp(args.amp, device, arch))
+    own = args.dataset if args.dataset in recipes.TEACHER else 'lenet' if arch.startswith('lenet') else None
+    recipe = arguments.pick_recipe(args.recipe, own, 'published', device)
+    return arguments.settle(args, recipes.TEACHER[recipe], recipe=recipe, arch=arch, width=resolve_width(arch, args.width), loss='ce',
+                            device=device.type, amp=training.pick_amp(args.amp, device, arch))
 
 
 def train_epoch(epoch, step, steps, s, train, learner):
@@ -122,7 +96,8 @@ def main():
     while epoch < s.epochs:
         epoch += 1
         step, lr, means = train_epoch(epoch, step, steps, s, train, (net, optimizer, normalise, device))
-        run.end_epoch(epoch, step, lr, means, training.evaluate(net, test, normalise, device, s.amp))
+        due = epoch % s.test_every == 0 or epoch == s.epochs
+        run.end_epoch(epoch, step, lr, means, training.evaluate(net, due and test, normalise, device, s.amp))
     run.finish(method, steps=step, images_seen=s.epochs * count)
 
 

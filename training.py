@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 
 import distributed
-from muon import Muon
 from utils import UserError, first_line
 
 # ---------------------------------------------------------------- device, precision, seeds
@@ -146,6 +145,51 @@ def set_lr(optimizer, lr):
         group['lr'] = lr
 
 
+def orthogonalise(matrix, steps=3):
+    """(m, n) -> (m, n): the same singular vectors, and singular values near 1 (about 0.5 to 1.5), by the iteration of Newton and Schulz.
+    Its coefficients are those of KellerJordan/cifar10-airbench: steep at 0, so that three steps are enough."""
+    a, b, c = 3.4445, -4.7750, 2.0315
+    tall = len(matrix) > matrix.shape[1]
+    x = matrix.T if tall else matrix  # the smaller product
+    x = x / (x.norm() + 1e-7)  # no singular value above 1
+    for _ in range(steps):
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.T if tall else x
+
+
+class Muon(torch.optim.Optimizer):
+    """Muon for convolutional networks: steps of orthogonalised momentum (Jordan et al., 2024, kellerjordan.github.io/posts/muon).
+
+    Every filter bank (a parameter of four dimensions) is a matrix, a row for each filter: it takes orthogonalised steps of Nesterov's
+    momentum, and its norm is set back to sqrt(filters) after each. All other parameters take SGD's, with weight decay.
+
+    torch.optim.Muon (torch 2.9 on) refuses parameters that are not of two dimensions, so every convolution, works in bfloat16, which is
+    slow on many CPUs, and does not keep a filter bank's norm.
+
+    lr: of the filter banks; that of the rest is `rest` times it, so that one schedule drives both. Follows airbench94_muon.py."""
+
+    def __init__(self, parameters, lr, momentum=0.6, rest=0.8, rest_momentum=0.85, rest_decay=5e-4):
+        parameters = list(parameters)
+        filters, others = [p for p in parameters if p.ndim == 4], [p for p in parameters if p.ndim != 4]
+        super().__init__([{'params': filters, 'momentum': momentum, 'share': 1.0, 'decay': 0.0},
+                          {'params': others, 'momentum': rest_momentum, 'share': rest, 'decay': rest_decay}], {'lr': lr})
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            for p in (p for p in group['params'] if p.grad is not None):
+                gradient = p.grad.add(p, alpha=group['decay'])
+                buffer = self.state[p].setdefault('momentum_buffer', torch.zeros_like(p))
+                buffer.mul_(group['momentum']).add_(gradient)
+                update = gradient.add(buffer, alpha=group['momentum'])  # Nesterov's
+                if p.ndim == 4:
+                    update = orthogonalise(update.flatten(1)).view_as(p)
+                p.sub_(update, alpha=group['lr'] * group['share'])
+                if p.ndim == 4:
+                    p.mul_(len(p) ** 0.5 / p.norm())
+
+
 def make_optimizer(name, parameters, lr):
     """sgd: momentum 0.9 and weight decay 5e-4, as both papers train ResNets; adam: torch's defaults, for LeNets; muon: for ResNets in
     few steps."""
@@ -188,9 +232,9 @@ class Means:
 def evaluate(net, split, normalise, device, amp, batch_size=500):
     """(mean cross entropy, top-1 in percent) of `net` on a labelled split, at any batch size the same; (None, None) without one.
 
-    split: has `images` (N, C, H, W) uint8 and `labels` (N,), or is None. normalise: uint8 batch -> float batch.
+    split: has `images` (N, C, H, W) uint8 and `labels` (N,), or is None or False. normalise: uint8 batch -> float batch.
     """
-    if split is None:
+    if not split:
         return None, None
     net.eval()
     sums = exact(torch.zeros(2, device=device))  # of the loss, and of the correct answers

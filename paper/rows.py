@@ -11,7 +11,7 @@ class Row(NamedTuple):
     data: str  # the images it needs, in the papers' words
     paper: dict | None  # the paper's top-1 (percent) by data set; None: the papers have no such row
     script: str | None  # None: not implemented here
-    flags: str  # at every scale; the words in braces are WORDS', {acc} is PUBLISHED_ACC's
+    flags: str  # at every scale; the words in braces are WORDS', {acc} is recipes.PUBLISHED_ACC's
 
 
 # ---------------------------------------------------------------- the rows
@@ -19,34 +19,44 @@ class Row(NamedTuple):
 # dataset: its kind, which has the networks and the schedules
 KIND = {'cifar10': 'cifar', 'cifar100': 'cifar', 'MNIST': 'MNIST', 'mnist5k': 'mnist5k'}
 SOURCE = {'cifar10': 'DFND, Table 1', 'cifar100': 'DFND, Table 1', 'MNIST': 'the tables of DAFL (ICCV 2019)'}  # of the paper's numbers
-WORDS = {'cifar': {'student': 'resnet18', 'base': '--recipe corrected'},
-         'MNIST': {'student': 'lenet5half', 'base': '--select balanced'},
-         'mnist5k': {'student': 'lenet5half', 'base': '--select balanced'}}
-PUBLISHED_ACC = {'cifar10': 0.9523, 'cifar100': 0.7774}  # the adaptation matrix's diagonal in the published files, as DFND-train.py has it
+STEPS = {'student': 'resnet18', 'plain': '--recipe published', 'recipe': '--recipe corrected', 'base': '--recipe corrected'}
+SHORT = {'student': 'resnet18', **dict.fromkeys(('plain', 'recipe', 'base'), '--recipe short')}
+LENETS = {'student': 'lenet5half', 'plain': '', 'recipe': '', 'base': '--select balanced'}
+WORDS = {  # (kind, scale): the words in braces of a row's flags
+    ('cifar', 'full'): STEPS, ('cifar', 'cpu-steps'): STEPS,
+    ('cifar', 'cpu'): SHORT, ('cifar', 'pools'): SHORT,
+    ('MNIST', 'pools'): LENETS, ('MNIST', 'full'): LENETS, ('MNIST', 'cpu'): LENETS, ('mnist5k', 'demo'): LENETS}
 DFNDS = {'cifar10': 94.02, 'cifar100': 76.35}  # one number in the paper, whichever file of theirs made it
 
+RULES = ('random', 'class-random', 'confidence', 'balanced', 'gumbel')
+SHARES = (0, 50, 80, 95, 99)
+
 ROWS = {row.id: row for row in [  # tables without a given order have this one
-    Row('teacher', 'Teacher', 'original', {'cifar10': 94.85, 'cifar100': 77.34, 'MNIST': 98.91}, TEACHER, ''),
-    Row('student', 'Student', 'original', {'cifar10': 93.92, 'cifar100': 76.53, 'MNIST': 98.65}, TEACHER, '--arch {student}'),
-    Row('kd', 'Knowledge distillation', 'original', {'cifar10': 94.34, 'cifar100': 76.87, 'MNIST': 98.91}, DFND, '--transfer_set original'),
-    Row('noise', 'Normal distribution', 'none', {'MNIST': 88.01}, DFND, '--wild noise --select all'),
-    Row('alternative', 'Alternative data (demo; the paper: USPS, 94.56)', 'alternative', None, DFND, '--wild demo --select all'),
+    Row('teacher', 'Teacher', 'original', {'cifar10': 94.85, 'cifar100': 77.34, 'MNIST': 98.91}, TEACHER, '{plain}'),
+    Row('student', 'Student', 'original', {'cifar10': 93.92, 'cifar100': 76.53, 'MNIST': 98.65}, TEACHER, '{plain} --arch {student}'),
+    Row('kd', 'Knowledge distillation', 'original', {'cifar10': 94.34, 'cifar100': 76.87, 'MNIST': 98.91}, DFND,
+        '{recipe} --transfer_set original'),
+    Row('noise', 'Normal distribution', 'none', {'MNIST': 88.01}, DFND, '{recipe} --wild noise --select all'),
+    Row('alternative', 'Alternative data (demo; the paper: USPS, 94.56)', 'alternative', None, DFND,
+        '{recipe} --wild demo --select all'),
     Row('dafl', 'DAFL', 'none', {'cifar10': 92.22, 'cifar100': 74.47, 'MNIST': 98.20}, DAFL, ''),
     Row('dfad', 'DFAD', 'none', {'cifar10': 93.30, 'cifar100': 67.70}, None, ''),
     Row('deepinversion', 'DeepInversion', 'none', {'cifar10': 93.26}, None, ''),
     Row('pu-compression', 'PU-compression', 'positive-unlabeled', {'cifar10': 93.75}, None, ''),
-    Row('random', 'Randomly selected', 'unlabeled', {'cifar10': 91.25, 'cifar100': 73.25}, DFND, '--select random'),
-    Row('all', 'All wild images', 'unlabeled', None, DFND, '--select all'),
+    Row('random', 'Randomly selected', 'unlabeled', {'cifar10': 91.25, 'cifar100': 73.25}, DFND, '{recipe} --select random'),
+    Row('balanced', 'DFND, the cleanest of each class', 'unlabeled', DFNDS, DFND, '{recipe} --select balanced'),
+    Row('all', 'All wild images', 'unlabeled', None, DFND, '{recipe} --select all'),
     Row('dfnd', 'DFND', 'unlabeled', DFNDS, DFND, '{base}'),
     Row('dfnd-released', "DFND, today's published file", 'unlabeled', DFNDS, DFND, '--recipe released'),
     Row('dfnd-first-upload', 'DFND, the first upload', 'unlabeled', DFNDS, DFND, '--recipe first-upload'),
     Row('dfnd-corrected', 'DFND, corrected', 'unlabeled', DFNDS, DFND, '{base}'),
     # the study's: each departs in one thing from dfnd (for CIFAR dfnd-corrected), or from confidence
-    Row('confidence', 'DFND, most confident over all classes', 'unlabeled', DFNDS, DFND, '--select confidence'),
+    Row('confidence', 'DFND, most confident over all classes', 'unlabeled', DFNDS, DFND, '{recipe} --select confidence'),
     Row('confidence-imagenet', "DFND, most confident, ImageNet's normalisation", 'unlabeled', None, DFND,
-        '--select confidence --wild_norm imagenet'),
+        '{recipe} --select confidence --wild_norm imagenet'),
     # with the balanced selection they would change nothing: where all classes are as large, all weights are 1
-    Row('class-weights', 'DFND, most confident, class weights', 'unlabeled', None, DFND, '--select confidence --class_weights'),
+    Row('class-weights', 'DFND, most confident, class weights', 'unlabeled', None, DFND,
+        '{recipe} --select confidence --class_weights'),
     Row('loss-kd', 'DFND, KD only', 'unlabeled', None, DFND, '{base} --loss kd'),
     Row('loss-nll', 'DFND, NLL only', 'unlabeled', None, DFND, '{base} --loss nll'),
     Row('loss-kd+ce', 'DFND, KD + CE without Q', 'unlabeled', None, DFND, '{base} --loss kd+ce'),
@@ -58,14 +68,19 @@ ROWS = {row.id: row for row in [  # tables without a given order have this one
     *(Row(f'n{n}', f'DFND, {n:,} images', 'unlabeled', DFNDS, DFND, f'{{base}} --num_select {n}') for n in (1000, 2500, 5000, 25000)),
     Row('seen-half', 'DFND, half the images seen', 'unlabeled', None, DFND, '{base}'),
     Row('seen-double', 'DFND, twice the images seen', 'unlabeled', None, DFND, '{base}'),
+    # pools of which a share, in percent, is of other kinds: see paper/make_pools.py
+    *(Row(f'{rule}-{share}', f'{rule}, {share} % of other kinds', 'unlabeled', None, DFND,
+          f'{{recipe}} --select {rule} --wild {{pools}}/share-{share:02}.txt') for rule in RULES for share in SHARES),
 ]}
 
-TABLE1 = {
-    'cifar': ['teacher', 'student', 'kd', 'dafl', 'dfad', 'deepinversion', 'pu-compression', 'random', 'dfnd-released', 'dfnd-first-upload',
-              'dfnd-corrected'],
+OTHERS = ['dafl', 'dfad', 'deepinversion', 'pu-compression', 'random']
+TABLE1 = {  # (kind, scale) or kind
+    ('cifar', 'cpu'): ['teacher', 'student', 'kd', *OTHERS, 'balanced', 'dfnd'],
+    'cifar': ['teacher', 'student', 'kd', *OTHERS, 'dfnd-released', 'dfnd-first-upload', 'dfnd-corrected'],
     'MNIST': ['teacher', 'student', 'kd', 'noise', 'alternative', 'dafl', 'random', 'dfnd'],  # DAFL's table, and DFND
-    'mnist5k': ['teacher', 'dfnd', 'random', 'dafl'],
+    'mnist5k': ['teacher', 'dfnd', 'random'],
 }
+POOLS = [f'{rule}-{share}' for rule in RULES for share in SHARES]
 CIFAR_STUDY = {
     'selection': ['confidence', 'dfnd-corrected', 'random', 'all'],
     'loss': ['dfnd-corrected', 'loss-kd', 'loss-nll', 'loss-kd+ce', 'acc-published'],
@@ -88,21 +103,25 @@ MNIST = {'wild': '--num_select 10000', **{f'n{n}': '' for n in (1000, 2500, 5000
          'seen-half': '--num_select 10000 --steps 1500', 'seen-double': '--num_select 10000 --steps 6000'}
 BUDGETS = {
     ('cifar', 'full'): {'seen-half': '--steps 40000', 'seen-double': '--steps 160000'},
-    ('cifar', 'cpu'): {  # every student except DAFL's sees 150,000 images
+    ('cifar', 'cpu'): {  # every student sees 150,000 images: the recipe's number
+        'teacher': '--width 16', 'student': '--width 16 --epochs 3', 'kd': '', 'wild': '', 'dafl': '--epochs 3 --batch_size 256'},
+    ('cifar', 'cpu-steps'): {  # the same, DAFL's excepted, by the published schedules in small
         'teacher': '--width 16 --epochs 15 --schedule onecycle', 'student': '--width 16 --epochs 3',
         'kd': '--epochs 3 --batch_size 128', 'dafl': '--epochs 3 --batch_size 256',
         'wild': '--num_select 10000 --epochs 15 --batch_size 128',
         'all': '--steps 1176 --batch_size 128',  # whatever the pool's size
         'n2500': '--epochs 60 --batch_size 128', 'n5000': '--epochs 30 --batch_size 128',
         'seen-half': '--num_select 10000 --steps 592 --batch_size 128', 'seen-double': '--num_select 10000 --epochs 30 --batch_size 128'},
+    ('cifar', 'pools'): {'teacher': '--width 16', 'wild': '--width 8 --num_select 2500 --steps 100 --test_every 5'},
+    ('MNIST', 'pools'): {'wild': '--num_select 2000 --steps 400 --test_every 100'},
     ('MNIST', 'full'): MNIST,
     ('MNIST', 'cpu'): MNIST | {'dafl': '--epochs 20'},
     ('mnist5k', 'demo'): {'dafl': '--epochs 2 --batch_size 128'},
 }
 SEEDS = {  # how many, 0 first; 'other': of every row without a number of its own here
     'cifar': {'other': 1, **dict.fromkeys(
-        ['student', 'kd', 'dfnd-first-upload', *CIFAR_STUDY['selection'], *CIFAR_STUDY['loss'], *CIFAR_STUDY['normalisation'],
-         *CIFAR_STUDY['what sets released apart']], 3)},
+        ['student', 'kd', 'dfnd', 'dfnd-first-upload', *CIFAR_STUDY['selection'], *CIFAR_STUDY['loss'], *CIFAR_STUDY['normalisation'],
+         *CIFAR_STUDY['what sets released apart'], 'balanced', *POOLS], 3)},
     'MNIST': {'other': 5, 'dafl': 1},
     'mnist5k': {'other': 1},
 }

@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from muon import Muon, orthogonalise
-from training import learning_rate, make_optimizer
+from training import Muon, learning_rate, make_optimizer, orthogonalise
 
 
 @pytest.mark.parametrize('shape', [(20, 90), (90, 20), (16, 16)])
