@@ -9,6 +9,7 @@ A table stands between two lines, <!-- KIND:FILE:begin --> and <!-- KIND:FILE:en
     table1:FILE ID ...   the papers' table of these rows, in this order (without IDs: of all rows that ran)
     study:FILE ID ...    the slim table of these rows
     pools:FILE           the rules on pools with other kinds of images
+    trials:FILE          trials of settings, by agreement with the teacher
     speed:FILE, scale:FILE, plan:FILE   the benchmarks' tables
     ratios:FILE FILE ...   the speed of several machines, in one small table
 FILE holds a line a run (a folder of runs can take its place), for the benchmarks one JSON object of "speed" and "scale".
@@ -42,8 +43,8 @@ def marked(name):
             raise UserError(f'{name}: {path} does not exist: publish the runs, or correct the marker')
     if kind in BENCHES:
         return BENCHES[kind](*(read_json(ROOT / word) for word in words.split()))
-    if kind not in ('table1', 'study', 'pools'):
-        raise UserError(f'{name}: expected table1, study, pools, {", ".join(BENCHES)} before the first colon: correct the marker')
+    if kind not in ('table1', 'study', 'pools', 'trials'):
+        raise UserError(f'{name}: expected table1, study, pools, trials, {", ".join(BENCHES)} before the first colon: correct the marker')
     return make_tables(load_runs(ROOT / file), ids, kind)
 
 

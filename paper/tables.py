@@ -9,9 +9,9 @@ from paper.rows import RULES, SHARES, SOURCE
 
 
 def make_tables(runs, ids=(), kind='table1'):
-    """The tables of all data sets. ids: of the rows to show, in this order (default: all that ran). kind: table1; study, a slim table; or
-    pools, which has rows of its own."""
-    make = {'table1': make_table, 'study': make_study, 'pools': make_pools}[kind]
+    """The tables of all data sets. ids: of the rows to show, in this order (default: all that ran). kind: table1; study, a slim table;
+    pools and trials, which have columns of their own."""
+    make = {'table1': make_table, 'study': make_study, 'pools': make_pools, 'trials': make_trials}[kind]
     return '\n'.join(make(dataset, rows) for dataset, rows in entries(runs, ids).items())
 
 
@@ -139,6 +139,14 @@ def make_pools(dataset, rows):
              f'width {runs[0].result["width"]}), {len(seeds)} seeds.{teachers(runs)}')
     tables = [markdown([f'{what}; other kinds:', *(f'{share} %' for share in SHARES)], 1, body) for what, body in lines.items()]
     return '\n'.join([f'**{dataset}**: {facts}', '', *itertools.chain.from_iterable(tables)])
+
+
+def make_trials(dataset, rows):
+    """Trials of settings, chosen by agreement with the teacher."""
+    lines = [[entry.row.id, *(f'{entry.mean(key):.2f}' for key in ('agreement', 'agreement_original', 'top1')), len(entry.runs)]
+             for entry in rows]
+    head = ['change', 'agreement on held-out wild images', 'on original training images', 'top-1', 'n']
+    return '\n'.join([f'**{dataset}**, {rows[0].runs[0].result["images_seen"]:,} images seen', '', *markdown(head, 1, lines)])
 
 
 def selections(rows):
