@@ -24,12 +24,13 @@ def random_images(*shape, seed=0):
     return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
 
 
-def write_images(folder, count, size=(40, 50)):
-    """RGB images, named so that their order is by number. Returns their paths."""
+def write_images(folder, count, size=(40, 50), grey=False):
+    """RGB images (of grey levels alone where `grey`), named so that their order is by number. Returns their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = [str(folder / f'{i:03}.png') for i in range(count)]
     for i, path in enumerate(paths):
-        Image.fromarray(pixels(i, *size, 3)).save(path)
+        image = Image.fromarray(pixels(i, *size, 3))
+        (image.convert('L').convert('RGB') if grey else image).save(path)
     return paths
 
 

@@ -59,7 +59,7 @@ class Pool:
         its free memory, else read from the pool batch by batch."""
         if len(chosen) * self.parts[0].images[0].nbytes < free_memory(device) / 2:
             return self.take(chosen).to(device)
-        say(f'the {len(chosen)} images are more than half of the free memory, so they are read from the cache')
+        say(f'the {len(chosen)} images of {self.name} are more than half of the free memory, so they are read from the cache')
         return Reader(self, chosen)
 
     def names(self):
@@ -74,7 +74,7 @@ class Reader:
         self.pool, self.chosen = pool, chosen
 
     def __getitem__(self, positions):
-        return self.pool.take(self.chosen[positions.numpy()])
+        return self.pool.take(self.chosen[positions if isinstance(positions, slice) else positions.numpy()])
 
 
 class Wild(NamedTuple):
