@@ -45,11 +45,11 @@ def read_job(job):
                     key, _, suffix = member.name.rpartition('.')
                     name = key if f'.{suffix.lower()}' in Image.registered_extensions() else member.name
                     yield f'{path}#{name}', io.BytesIO(tar.extractfile(member).read())
-                if count is None:  # tarfile takes a header that it can't read for the end
+                if count is None:  # tarfile takes the end of the file for the end, and a header that it can't read; it is a block of 0
                     place = tar.offset
                     tar.fileobj.seek(place)
-                    if tar.fileobj.read(tarfile.BLOCKSIZE).strip(b'\0'):
-                        raise tarfile.ReadError('no header')
+                    if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                        raise tarfile.ReadError('no end')
     except BROKEN as e:
         raise_if_passing(path, e)
         yield f'{path} (breaks off at byte {place})', io.BytesIO()  # no image: so it is listed with what is skipped

@@ -69,12 +69,13 @@ def described(folder, left_out):
 
 
 def shards_below(folder):
-    """The first folder's .tar files as a brace range."""
+    """The .tar files of the first folder that has some, as a brace range where they are numbered, else the first one."""
     for root, folders, files in os.walk(folder, followlinks=True):
         folders.sort()
         if shards := sorted(os.path.join(root, file)[:-4] for file in files if file.lower().endswith('.tar')):
             start = shards[0].rstrip('0123456789')
-            return f'{start}{{{shards[0][len(start):]}..{shards[-1][len(start):]}}}.tar'
+            first, last = shards[0][len(start) :], shards[-1][len(start) :]
+            return f'{start}{{{first}..{last}}}.tar' if first and last.isdecimal() else f'{shards[0]}.tar'
 
 
 def find_shards(pattern):
