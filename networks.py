@@ -20,8 +20,8 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and std
 SIZE = 32  # of a network's input, unless its file says otherwise; MNIST's 28 are resized, as published
 ARCHS = {'lenet5': LeNet5, 'lenet5half': LeNet5Half, 'resnet18': ResNet18, 'resnet34': ResNet34}
 LENET_WIDTH = {'lenet5': 6, 'lenet5half': 3}  # channels of the first convolution, as a ResNet's width is
-OLD = {'size': SIZE, 'class_names': None}  # what files until November 2026 do not hold
-FACTS = ('arch', 'width', 'classes', 'channels', 'mean', 'std', 'dataset', 'accuracy', *OLD)  # of a network, beside its weights
+FACTS = ('arch', 'width', 'classes', 'channels', 'mean', 'std', 'dataset', 'accuracy', 'size', 'class_names')  # beside the weights
+LATER = {'size': SIZE, 'class_names': None}  # of FACTS, those that older files lack
 RESNET_WIDTH = 8  # at least: the backward pass of a 1 x 1 strided convolution of fewer channels crashes oneDNN on CPUs without AVX-512
 
 
@@ -69,7 +69,7 @@ def save_network(path, net, facts):
     teacher of your own network, call this with its facts: see docs/using.md."""
     state = {k: v.detach().cpu().contiguous() for k, v in net.state_dict().items()}
     with written_aside(path) as file:
-        torch.save({'facts': {k: {**OLD, **facts}[k] for k in FACTS}, 'state_dict': state}, file)
+        torch.save({'facts': {k: {**LATER, **facts}[k] for k in FACTS}, 'state_dict': state}, file)
 
 
 def load_network(path):
@@ -78,7 +78,7 @@ def load_network(path):
         raise UserError(f'no network file {path}')
     try:
         content = torch.load(path, map_location='cpu', weights_only=True)
-        facts, state = {**OLD, **content['facts']}, content['state_dict']
+        facts, state = {**LATER, **content['facts']}, content['state_dict']
         net = build(facts['arch'], facts['width'], facts['classes'], facts['channels'])
         net.load_state_dict(state)
     except Exception as e:  # torch.load raises a dozen kinds for a damaged file
