@@ -1,13 +1,14 @@
 """The tables and the figures, from the files that finished runs leave behind.
 
     python report.py                                  # runs/ -> report/table.md, report/*.png
-    python report.py --runs results/mnist-cpu.jsonl   # the same from a file that reproduce.py --publish wrote
+    python report.py --runs results/mnist-study.jsonl   # the same from a file that reproduce.py --publish wrote
     python report.py --readme README.md               # rewrites the tables between README's markers
     python report.py --check                          # exits 1 where README.md or docs/*.md differs from its files
 
 A table stands between two lines, <!-- KIND:FILE:begin --> and <!-- KIND:FILE:end -->; FILE is relative to this file.
     table1:FILE ID ...   the papers' table of these rows, in this order (without IDs: of all rows that ran)
     study:FILE ID ...    the slim table of these rows
+    pools:FILE           the rules on pools with other kinds of images
     speed:FILE, scale:FILE, plan:FILE   the benchmarks' tables
     ratios:FILE FILE ...   the speed of several machines, in one small table
 FILE holds a line a run (a folder of runs can take its place), for the benchmarks one JSON object of "speed" and "scale".
@@ -41,9 +42,9 @@ def marked(name):
             raise UserError(f'{name}: {path} does not exist: publish the runs, or correct the marker')
     if kind in BENCHES:
         return BENCHES[kind](*(read_json(ROOT / word) for word in words.split()))
-    if kind not in ('table1', 'study'):
-        raise UserError(f'{name}: expected table1, study, {", ".join(BENCHES)} before the first colon: correct the marker')
-    return make_tables(load_runs(ROOT / file), ids, kind == 'study')
+    if kind not in ('table1', 'study', 'pools'):
+        raise UserError(f'{name}: expected table1, study, pools, {", ".join(BENCHES)} before the first colon: correct the marker')
+    return make_tables(load_runs(ROOT / file), ids, kind)
 
 
 def update_readme(path, check):
@@ -77,6 +78,7 @@ def parse():
     parser.add_argument('--out', type=Path, metavar='DIR', help='folder for table.md and the figures (default: report)')
     parser.add_argument('--rows', nargs='+', metavar='ID', help="the papers' table of these rows alone: runs in ID-s<seed>")
     parser.add_argument('--study', nargs='+', metavar='ID', action='append', help='the same, as a slim table; may be repeated')
+    parser.add_argument('--pools', action='store_true', help='the table of the rules on pools with other kinds of images')
     parser.add_argument('--no_figures', action='store_true', help='the table only, which needs no package')
     parser.add_argument('--readme', type=Path, metavar='FILE', help='rewrite the tables between the markers of this file')
     parser.add_argument('--check', action='store_true',
@@ -94,8 +96,8 @@ def main():
         files = [args.readme] if args.readme else [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
         return max([update_readme(path, args.check) for path in files])
     runs, studies, out = load_runs(args.runs or Path('runs')), args.study or [], args.out or Path('report')
-    tables = [make_tables(runs, args.rows or ())] if args.rows or not studies else []
-    tables += [make_tables(runs, ids, study=True) for ids in studies]
+    tables = [make_tables(runs, args.rows or (), 'pools' if args.pools else 'table1')] if args.rows or not studies else []
+    tables += [make_tables(runs, ids, 'study') for ids in studies]
     print('\n'.join(tables))
     try:
         out.mkdir(parents=True, exist_ok=True)

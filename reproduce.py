@@ -163,8 +163,8 @@ def parse(words):
                         'method is worth; pools: selections from pools of which a growing share is of other kinds')
     parser.add_argument('--dataset', default='cifar10', choices=KIND,
                         type=lambda name: {dataset.lower(): dataset for dataset in KIND}.get(name.lower(), name))
-    parser.add_argument('--scale', choices=('full', 'cpu', 'cpu-steps', 'demo', 'pools'),
-                        help='full: the published schedules; cpu: small networks and budgets, the recipe short; cpu-steps: the same by the '
+    parser.add_argument('--scale', choices=('full', 'cpu', 'study', 'demo', 'pools'),
+                        help='full: the published schedules; cpu: small networks and budgets, the recipe short; study: the same by the '
                         "published schedules; demo: mnist5k in minutes; pools: that table's")
     parser.add_argument('--rows', nargs='+', metavar='ID', help='these alone, and the teachers that they need')
     parser.add_argument('--seeds', nargs='+', type=int, metavar='N', help="for every row (default: as many as the row's spread needs)")
@@ -180,7 +180,7 @@ def parse(words):
     kind, scales = KIND[args.dataset], [scale for kind, scale in BUDGETS if kind == KIND[args.dataset]]
     if args.table != 'table1' and kind not in STUDY:
         raise UserError(f'no {args.table} of {args.dataset}: --dataset is one of {", ".join(d for d in KIND if KIND[d] in STUDY)}')
-    args.scale = args.scale or {'pools': 'pools', 'study': 'cpu-steps' if kind == 'cifar' else 'cpu'}.get(args.table, 'cpu')
+    args.scale = args.scale or {'pools': 'pools', 'study': 'study'}.get(args.table, 'cpu')
     if args.scale not in scales or (args.scale == 'pools') != (args.table == 'pools'):
         raise UserError(f'--scale {args.scale}, but {args.dataset} has {" and ".join(scales)}: give --scale {scales[-1]}')
     if not args.tflops > 0:
@@ -191,7 +191,7 @@ def parse(words):
         if '{' not in source and not Path(source).exists() and ('/' in source or not may_be_set(source)):
             raise UserError(f'--wild {source} does not exist: name a folder of images, or a set that torchvision has')
     if args.table == 'pools' and not (args.wild and all((Path(args.wild[0]) / f'share-{share:02}.txt').is_file() for share in SHARES)):
-        raise UserError('pools needs --wild DIR, the folder that `python -m paper.make_pools` wrote')
+        raise UserError('pools needs --wild DIR, the folder that `python -m wild.make_pools` wrote')
     known = [id for id in rows_of(args.table, kind, args.scale) if ROWS[id].script]
     if unknown := [id for id in args.rows or () if id not in known]:
         raise UserError(f'no row {", ".join(unknown)} in {args.table} of {args.dataset}: the rows are {", ".join(known)}')

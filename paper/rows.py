@@ -21,11 +21,13 @@ KIND = {'cifar10': 'cifar', 'cifar100': 'cifar', 'MNIST': 'MNIST', 'mnist5k': 'm
 SOURCE = {'cifar10': 'DFND, Table 1', 'cifar100': 'DFND, Table 1', 'MNIST': 'the tables of DAFL (ICCV 2019)'}  # of the paper's numbers
 STEPS = {'student': 'resnet18', 'plain': '--recipe published', 'recipe': '--recipe corrected', 'base': '--recipe corrected'}
 SHORT = {'student': 'resnet18', **dict.fromkeys(('plain', 'recipe', 'base'), '--recipe short')}
-LENETS = {'student': 'lenet5half', 'plain': '', 'recipe': '', 'base': '--select balanced'}
+LENETS = {'student': 'lenet5half', **dict.fromkeys(('plain', 'recipe', 'base'), '')}
+ONECYCLE = LENETS | {'recipe': '--recipe lenet-onecycle', 'base': '--recipe lenet-onecycle'}
 WORDS = {  # (kind, scale): the words in braces of a row's flags
-    ('cifar', 'full'): STEPS, ('cifar', 'cpu-steps'): STEPS,
+    ('cifar', 'full'): STEPS, ('cifar', 'study'): STEPS,
     ('cifar', 'cpu'): SHORT, ('cifar', 'pools'): SHORT,
-    ('MNIST', 'pools'): LENETS, ('MNIST', 'full'): LENETS, ('MNIST', 'cpu'): LENETS, ('mnist5k', 'demo'): LENETS}
+    ('MNIST', 'full'): ONECYCLE, ('MNIST', 'study'): ONECYCLE,
+    ('MNIST', 'cpu'): LENETS, ('MNIST', 'pools'): LENETS, ('mnist5k', 'demo'): LENETS}
 DFNDS = {'cifar10': 94.02, 'cifar100': 76.35}  # one number in the paper, whichever file of theirs made it
 
 RULES = ('random', 'class-random', 'confidence', 'balanced', 'gumbel')
@@ -37,8 +39,8 @@ ROWS = {row.id: row for row in [  # tables without a given order have this one
     Row('kd', 'Knowledge distillation', 'original', {'cifar10': 94.34, 'cifar100': 76.87, 'MNIST': 98.91}, DFND,
         '{recipe} --transfer_set original'),
     Row('noise', 'Normal distribution', 'none', {'MNIST': 88.01}, DFND, '{recipe} --wild noise --select all'),
-    Row('alternative', 'Alternative data (demo; the paper: USPS, 94.56)', 'alternative', None, DFND,
-        '{recipe} --wild demo --select all'),
+    Row('alternative', 'Alternative data (characters; the paper: USPS, 94.56)', 'alternative', None, DFND,
+        '{recipe} --wild characters --select all'),
     Row('dafl', 'DAFL', 'none', {'cifar10': 92.22, 'cifar100': 74.47, 'MNIST': 98.20}, DAFL, ''),
     Row('dfad', 'DFAD', 'none', {'cifar10': 93.30, 'cifar100': 67.70}, None, ''),
     Row('deepinversion', 'DeepInversion', 'none', {'cifar10': 93.26}, None, ''),
@@ -68,7 +70,7 @@ ROWS = {row.id: row for row in [  # tables without a given order have this one
     *(Row(f'n{n}', f'DFND, {n:,} images', 'unlabeled', DFNDS, DFND, f'{{base}} --num_select {n}') for n in (1000, 2500, 5000, 25000)),
     Row('seen-half', 'DFND, half the images seen', 'unlabeled', None, DFND, '{base}'),
     Row('seen-double', 'DFND, twice the images seen', 'unlabeled', None, DFND, '{base}'),
-    # pools of which a share, in percent, is of other kinds: see paper/make_pools.py
+    # pools of which a share, in percent, is of other kinds: see wild/make_pools.py
     *(Row(f'{rule}-{share}', f'{rule}, {share} % of other kinds', 'unlabeled', None, DFND,
           f'{{recipe}} --select {rule} --wild {{pools}}/share-{share:02}.txt') for rule in RULES for share in SHARES),
 ]}
@@ -77,6 +79,7 @@ OTHERS = ['dafl', 'dfad', 'deepinversion', 'pu-compression', 'random']
 TABLE1 = {  # (kind, scale) or kind
     ('cifar', 'cpu'): ['teacher', 'student', 'kd', *OTHERS, 'balanced', 'dfnd'],
     'cifar': ['teacher', 'student', 'kd', *OTHERS, 'dfnd-released', 'dfnd-first-upload', 'dfnd-corrected'],
+    ('MNIST', 'cpu'): ['teacher', 'student', 'kd', 'dafl', 'random', 'balanced', 'dfnd'],
     'MNIST': ['teacher', 'student', 'kd', 'noise', 'alternative', 'dafl', 'random', 'dfnd'],  # DAFL's table, and DFND
     'mnist5k': ['teacher', 'dfnd', 'random'],
 }
@@ -105,7 +108,7 @@ BUDGETS = {
     ('cifar', 'full'): {'seen-half': '--steps 40000', 'seen-double': '--steps 160000'},
     ('cifar', 'cpu'): {  # every student sees 150,000 images: the recipe's number
         'teacher': '--width 16', 'student': '--width 16 --epochs 3', 'kd': '', 'wild': '', 'dafl': '--epochs 3 --batch_size 256'},
-    ('cifar', 'cpu-steps'): {  # the same, DAFL's excepted, by the published schedules in small
+    ('cifar', 'study'): {  # the same, DAFL's excepted, by the published schedules in small
         'teacher': '--width 16 --epochs 15 --schedule onecycle', 'student': '--width 16 --epochs 3',
         'kd': '--epochs 3 --batch_size 128', 'dafl': '--epochs 3 --batch_size 256',
         'wild': '--num_select 10000 --epochs 15 --batch_size 128',
@@ -115,8 +118,9 @@ BUDGETS = {
     ('cifar', 'pools'): {'teacher': '--width 16', 'wild': '--width 8 --num_select 2500 --steps 100 --test_every 5'},
     ('MNIST', 'pools'): {'wild': '--num_select 2000 --steps 400 --test_every 100'},
     ('MNIST', 'full'): MNIST,
-    ('MNIST', 'cpu'): MNIST | {'dafl': '--epochs 20'},
-    ('mnist5k', 'demo'): {'dafl': '--epochs 2 --batch_size 128'},
+    ('MNIST', 'study'): MNIST | {'dafl': '--epochs 20'},
+    ('MNIST', 'cpu'): {'dafl': '--epochs 20'},
+    ('mnist5k', 'demo'): {'wild': '--num_select 2000 --epochs 95'},
 }
 SEEDS = {  # how many, 0 first; 'other': of every row without a number of its own here
     'cifar': {'other': 1, **dict.fromkeys(

@@ -5,12 +5,13 @@ import math
 import statistics
 
 from paper.results import differences, entries, method_row
-from paper.rows import SOURCE
+from paper.rows import RULES, SHARES, SOURCE
 
 
-def make_tables(runs, ids=(), study=False):
-    """The tables of all data sets. ids: of the rows to show, in this order (default: all that ran); study: as slim tables."""
-    make = make_study if study else make_table
+def make_tables(runs, ids=(), kind='table1'):
+    """The tables of all data sets. ids: of the rows to show, in this order (default: all that ran). kind: table1; study, a slim table; or
+    pools, which has rows of its own."""
+    make = {'table1': make_table, 'study': make_study, 'pools': make_pools}[kind]
     return '\n'.join(make(dataset, rows) for dataset, rows in entries(runs, ids).items())
 
 
@@ -121,6 +122,23 @@ def paired_difference(entry, base):
         return '-'
     error = f' ± {statistics.stdev(both) / math.sqrt(len(both)):.2f}' if len(both) > 1 else ''
     return f'{round(statistics.mean(both), 2) + 0.0:+.2f}{error}'  # + 0.0: no -0.00
+
+
+def make_pools(dataset, rows):
+    """The rules on pools of which a growing share is of other kinds: top-1, and the difference to a random selection."""
+    found = {entry.row.id: entry for entry in rows}
+    lines = {'top-1': [], 'difference to random': []}
+    for rule in RULES:
+        cells = [found.get(f'{rule}-{share}') for share in SHARES]
+        lines['top-1'].append([rule, *(top1_cells(cell)[0] if cell else 'not run' for cell in cells)])
+        lines['difference to random'].append([rule, *(paired_difference(cell, found[f'random-{share}']) if cell and f'random-{share}' in
+                                                      found else '-' for cell, share in zip(cells, SHARES))])
+    runs = [run for entry in rows for run in entry.runs]
+    seen, kept, seeds = (sorted({run.result[key] for run in runs}) for key in ('images_seen', 'num_select', 'seed'))
+    facts = (f'{kept[0]:,} of {runs[0].result["wild_images"]:,} images selected, {seen[-1]:,} seen by a student ({runs[0].result["arch"]}, '
+             f'width {runs[0].result["width"]}), {len(seeds)} seeds.{teachers(runs)}')
+    tables = [markdown([f'{what}; other kinds:', *(f'{share} %' for share in SHARES)], 1, body) for what, body in lines.items()]
+    return '\n'.join([f'**{dataset}**: {facts}', '', *itertools.chain.from_iterable(tables)])
 
 
 def selections(rows):

@@ -44,15 +44,19 @@ def plan(reproduce):
 
 @pytest.mark.parametrize('table, dataset, scale, run, command', [
     ('table1', 'cifar10', 'full', 'dfnd-released-s1', 'DFND-train.py --recipe released'),
-    ('table1', 'cifar10', 'cpu', 'teacher-s0', 'teacher-train.py --width 16 --epochs 15 --schedule onecycle'),
-    ('table1', 'cifar10', 'cpu', 'kd-s0', 'DFND-train.py --transfer_set original --epochs 3 --batch_size 128'),
-    ('table1', 'cifar10', 'cpu', 'random-s1', 'DFND-train.py --select random --num_select 10000 --epochs 15 --batch_size 128'),
-    ('table1', 'MNIST', 'cpu', 'noise-s3', 'DFND-train.py --wild noise --select all'),
+    ('table1', 'cifar10', 'cpu', 'teacher-s0', 'teacher-train.py --recipe short --width 16'),
+    ('table1', 'cifar10', 'study', 'teacher-s0', 'teacher-train.py --recipe published --width 16 --epochs 15 --schedule onecycle'),
+    ('table1', 'cifar10', 'cpu', 'dfnd-s2', 'DFND-train.py --recipe short'),
+    ('table1', 'cifar10', 'study', 'kd-s0', 'DFND-train.py --recipe corrected --transfer_set original --epochs 3 --batch_size 128'),
+    ('table1', 'cifar10', 'study', 'random-s1',
+     'DFND-train.py --recipe corrected --select random --num_select 10000 --epochs 15 --batch_size 128'),
+    ('table1', 'MNIST', 'study', 'noise-s3', 'DFND-train.py --recipe lenet-onecycle --wild noise --select all'),
+    ('table1', 'MNIST', 'cpu', 'dfnd-s3', 'DFND-train.py'),
     ('table1', 'MNIST', 'cpu', 'dafl-s0', 'DAFL-train.py --epochs 20'),
     ('study', 'cifar100', 'full', 'acc-published-s2', 'DFND-train.py --recipe corrected --teacher_acc 0.7774'),
-    ('study', 'cifar10', 'cpu', 'n2500-s0', 'DFND-train.py --recipe corrected --num_select 2500 --epochs 60 --batch_size 128'),
-    ('study', 'MNIST', 'cpu', 'loss-kd+ce-s4', 'DFND-train.py --select balanced --loss kd+ce --num_select 10000'),
-    ('study', 'MNIST', 'cpu', 'seen-double-s0', 'DFND-train.py --select balanced --num_select 10000 --steps 6000'),
+    ('study', 'cifar10', 'study', 'n2500-s0', 'DFND-train.py --recipe corrected --num_select 2500 --epochs 60 --batch_size 128'),
+    ('study', 'MNIST', 'study', 'loss-kd+ce-s4', 'DFND-train.py --recipe lenet-onecycle --loss kd+ce --num_select 10000'),
+    ('study', 'MNIST', 'study', 'seen-double-s0', 'DFND-train.py --recipe lenet-onecycle --num_select 10000 --steps 6000'),
 ])
 def test_commands(plan, table, dataset, scale, run, command):
     (name, *flags), folder = command.split(), f'runs/{dataset}-{scale}'
@@ -63,8 +67,10 @@ def test_commands(plan, table, dataset, scale, run, command):
 
 
 @pytest.mark.parametrize('table, dataset, scale, count', [  # and how many runs
-    ('table1', 'cifar10', 'cpu', 20), ('table1', 'cifar100', 'full', 20), ('table1', 'MNIST', 'cpu', 36), ('table1', 'mnist5k', 'demo', 4),
-    ('study', 'cifar10', 'cpu', 42), ('study', 'cifar100', 'full', 42), ('study', 'MNIST', 'cpu', 95), ('study', 'MNIST', 'full', 95)])
+    ('table1', 'cifar10', 'cpu', 17), ('table1', 'cifar10', 'study', 20), ('table1', 'cifar100', 'full', 20),
+    ('table1', 'MNIST', 'cpu', 31), ('table1', 'MNIST', 'study', 36), ('table1', 'mnist5k', 'demo', 3),
+    ('study', 'cifar10', 'study', 42), ('study', 'cifar100', 'full', 42),
+    ('study', 'MNIST', 'study', 95), ('study', 'MNIST', 'full', 95)])
 def test_the_scripts_take_every_command(plan, monkeypatch, table, dataset, scale, count):
     commands = plan(table, '--dataset', dataset, '--scale', scale)
     assert len(commands) == count and next(iter(commands)) == 'teacher-s0'
@@ -78,7 +84,7 @@ def test_the_scripts_take_every_command(plan, monkeypatch, table, dataset, scale
 
 @pytest.mark.parametrize('dataset, rows', [('cifar10', {'dfnd-corrected', 'dfnd-released'}), ('MNIST', {'dfnd'})])
 def test_both_tables_share_their_runs(plan, dataset, rows):
-    one, two = (plan(table, '--dataset', dataset) for table in ('table1', 'study'))
+    one, two = (plan(table, '--dataset', dataset, '--scale', 'study') for table in ('table1', 'study'))
     shared = one.keys() & two.keys()
     assert {name.rsplit('-s', 1)[0] for name in shared} == {'teacher', 'random', *rows}
     assert all(one[name] == two[name] for name in shared)
@@ -113,9 +119,11 @@ def test_the_arithmetic_of_the_full_scale(reproduce):
 
 
 @pytest.mark.parametrize('words, parts', [
-    (('table1', '--rows', 'kd', 'dfnd', 'dfad'), ('no row dfnd, dfad in table1', 'teacher, student, kd, dafl, random, dfnd-released')),
+    (('table1', '--rows', 'kd', 'all', 'dfad'), ('no row all, dfad in table1', 'teacher, student, kd, dafl, random, balanced, dfnd')),
+    (('pools', '--wild', '.'), ('--wild DIR', 'wild.make_pools')),
+    (('table1', '--scale', 'pools'), ('--scale pools', 'cifar10')),
     (('study', '--dataset', 'MNIST', '--rows', 'norm-imagenet'), ('no row norm-imagenet', 'class-weights')),
-    (('table1', '--scale', 'demo'), ('--scale demo', 'full and cpu')),
+    (('table1', '--scale', 'demo'), ('--scale demo', 'full', 'cpu')),
     (('table1', '--dataset', 'mnist5k'), ('--scale cpu', '--scale demo')),
     (('study', '--dataset', 'mnist5k', '--scale', 'demo'), ('no study of mnist5k', 'MNIST')),
     (('table1', '--dataset', 'imagenet'), ('imagenet', 'cifar10')),
@@ -152,7 +160,7 @@ def make_run(plan, tmp_path):
         (folder / 'config.json').write_text(json.dumps({'command': command, 'settings': {'amp': 'off'}}))
         (folder / 'metrics.jsonl').write_text('{"epoch": 1}\n')
         if finished:
-            method = {'teacher': 'teacher', 'dafl': 'dafl'}.get(run.split('-')[0], 'dfnd')
+            method = 'teacher' if run.startswith('teacher') else 'dfnd'
             (folder / 'result.json').write_text(json.dumps(
                 {'method': method, 'dataset': 'mnist5k', 'select': 'balanced' if run == 'dfnd-s0' else 'random', 'top1': 90.0,
                  'top1_best': 91.0, 'seconds': 60.0, 'seed': 0, 'params': 1, 'flops': 1, 'teacher_top1': None}))
@@ -162,26 +170,25 @@ def make_run(plan, tmp_path):
 
 
 def test_done_rows_are_skipped_published_and_reported(tmp_path, reproduce, make_run):
-    for run in ('teacher-s0', 'dfnd-s0', 'random-s0', 'dafl-s0'):
+    for run in ('teacher-s0', 'dfnd-s0', 'random-s0'):
         make_run(run)
-    assert '4 runs in runs/mnist5k-demo, 4 done' in reproduce(*DEMO, '--publish', 'results', '--dry_run')[0]
+    assert '3 runs in runs/mnist5k-demo, 3 done' in reproduce(*DEMO, '--publish', 'results', '--dry_run')[0]
     assert not (tmp_path / 'results').exists()
     out = reproduce(*DEMO, '--publish', 'results')[0]
-    assert out.count('(done)') == 4 and 'took' not in out and 'DFND - Randomly selected: +0.00' in out
+    assert out.count('(done)') == 3 and 'took' not in out and 'DFND - Randomly selected: +0.00' in out
     assert (tmp_path / 'runs/mnist5k-demo/report/table.md').is_file()
     lines = utils.read_json_lines(tmp_path / 'results/mnist5k-demo.jsonl')
-    assert [line['row'] for line in lines] == ['dafl', 'dfnd', 'random', 'teacher'] and all(line['curve'] for line in lines)
+    assert [line['row'] for line in lines] == ['dfnd', 'random', 'teacher'] and all(line['curve'] for line in lines)
 
 
 def test_states(tmp_path, reproduce, make_run):
     make_run('teacher-s0')
     make_run('dfnd-s0', finished=False)
     text = reproduce(*DEMO, '--workers', '3', '--dry_run')[0]  # workers make no other run
-    assert [re.search(rf'{run}: .* \((.*)\)', text)[1] for run in ('teacher-s0', 'dfnd-s0', 'dafl-s0')] == ['done', 'to go on', 'to do']
+    assert [re.search(rf'{run}: .* \((.*)\)', text)[1] for run in ('teacher-s0', 'dfnd-s0', 'random-s0')] == ['done', 'to go on', 'to do']
     make_run('random-s0')
     assert 'random-s0: Randomly selected (done, but by another command: python DFND-train.py' in reproduce(
         *DEMO, '--wild', 'kmnist', '--dry_run')[0]
-    make_run('dafl-s0')
     err = reproduce(*DEMO, '--wild', 'kmnist', '--publish', 'results', code=2)[1]
     assert all(part in err for part in ('random-s0', 'another command', '--output_dir')) and not (tmp_path / 'results').exists()
 

@@ -1,5 +1,6 @@
 """The score beside a closed form, every way to select beside a plain loop, and what is kept, said and written of a selection."""
 import csv
+import dataclasses
 import math
 import os
 import sys
@@ -12,6 +13,7 @@ from images import error_of, random_images, teacher_of
 from torch import nn
 
 from selection import SELECT, Rule, Selection, score, score_and_select, select, write_csv, write_thumbnails
+from wild import decode
 from wild.pool import Pool
 
 
@@ -49,6 +51,25 @@ def test_noise_is_the_cross_entropy_against_the_teachers_own_label(batch_size):
         assert energy[i] == pytest.approx(math.log(sum(math.exp(v) for v in logits)), rel=1e-5)
         assert noise[i] == pytest.approx(energy[i] - max(logits), rel=1e-5, abs=1e-6)
         assert noise[i] == score(first_pixels(), pool_of(images[i : i + 1]))[0][0]  # bit by bit
+
+
+def test_scores_are_kept_beside_the_images_for_the_same_teacher_alone(tmp_path):
+    seen, images = [], random_images(150, 1, 4, 4)
+    np.save(tmp_path / '000000.npy', images)
+    pool = Pool([decode.Part(tmp_path / '000000.npy', 150)], 'kept')
+
+    def scores(digest='digest', **how):
+        teacher = teacher_of(lambda x: seen.append(len(x)) or x.flatten(1)[:, :10], **how)
+        return score(dataclasses.replace(teacher, digest=digest), pool)
+
+    first, again = scores(), scores()
+    assert seen == [128, 22] and all(np.array_equal(*pair) for pair in zip(first, again))
+    scores(digest='another')
+    scores(mean=(0.3,))
+    assert seen == 3 * [128, 22]
+    for file in tmp_path.glob('*.npz'):
+        file.write_bytes(file.read_bytes()[:-30])  # cut off
+    assert np.array_equal(scores()[1], first[1]) and seen == 4 * [128, 22]
 
 
 def test_score_sees_normalised_images_keeps_no_graph_and_counts_what_is_not_finite():

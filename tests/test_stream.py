@@ -163,7 +163,7 @@ def chosen_rows(folder):
 def test_the_same_student_with_and_without_the_flag(wild, workers, digits, monkeypatch, fork):
     monkeypatch.setattr('wild.decode.CHUNK', 64)
     drawn = np.stack([pixels(i, 32, 32) for i in range(200)])[:, None]
-    monkeypatch.setattr(demo, 'draw', lambda size: drawn)
+    monkeypatch.setattr(demo, 'draw', lambda size: drawn[:, 0])
     for module in (decode, stream):  # whose lines in a log come after 30 seconds
         monkeypatch.setattr(module, 'time', Mock(perf_counter=itertools.count(0, 31).__next__))
     before = distil(digits, f'kept-{workers}', wild=wild, workers=workers)

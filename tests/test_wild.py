@@ -270,12 +270,12 @@ def test_batches_in_any_order_equal_single_images_from_memory_or_disk(tmp_path, 
 def demo():
     pytest.importorskip('sklearn')
     pytest.importorskip('matplotlib')
-    return demo_pool.draw(32, glyphs=60)
+    return demo_pool.draw_characters(32, glyphs=60)[:, None]
 
 
 def test_folders_a_set_and_the_demo_are_joined_and_streamed(tmp_path, pool_of, wild_of, demo, monkeypatch, capfd, fork):
     demo = demo[:20]
-    monkeypatch.setattr(demo_pool, 'draw', lambda size: demo)
+    monkeypatch.setattr(demo_pool, 'draw', lambda size: demo[:, 0])
     monkeypatch.setattr(decode, 'CHUNK', 2)
     (tmp_path / 'data').mkdir()
     usps, n = resized(write_usps(tmp_path / 'data', monkeypatch)), len(demo)
@@ -358,27 +358,30 @@ def test_a_set_without_a_network_is_told_in_one_line(name, tmp_path, pool_of, no
     assert f'./{name}' in out and out.count('\n') == 1 and not (tmp_path / 'cache').exists()
 
 
-def test_the_demo_pool_is_1797_digits_and_the_glyphs_none_of_them_blank(demo):
+def test_the_characters_are_1797_digits_and_the_glyphs_none_of_them_blank(demo):
     assert demo.shape == (1797 + 60, 1, 32, 32) and demo.dtype == np.uint8
     assert demo.max(axis=(1, 2, 3)).min() > 150  # light strokes
     assert np.median(demo, axis=(1, 2, 3)).max() < 100  # on a dark ground
     assert len(np.unique(demo.reshape(len(demo), -1), axis=0)) == len(demo)  # each of its own
 
 
-def test_the_demo_pool_is_the_same_at_every_call_and_another_for_another_seed(demo, monkeypatch):
+def test_the_demo_pool_is_the_same_at_every_call_and_another_for_another_seed(monkeypatch):
     import sklearn.datasets
 
     digits = sklearn.datasets.load_digits().images[:30]
     monkeypatch.setattr(sklearn.datasets, 'load_digits', lambda: SimpleNamespace(images=digits))
-    first, again, other = (demo_pool.draw(32, glyphs=30, seed=seed) for seed in (0, 0, 1))
-    assert first.shape == (60, 1, 32, 32) and np.array_equal(first, again) and not np.array_equal(first, other)
+    first, again, other = (demo_pool.draw(32, others=30, seed=seed) for seed in (0, 0, 1))
+    assert first.shape == (30 + 1203 + 30, 32, 32) and np.array_equal(first, again) and not np.array_equal(first, other)
 
 
-def test_the_demo_pools_order_does_not_tell_digits_from_glyphs(demo, monkeypatch):
+def test_the_demo_pools_order_does_not_tell_digits_from_glyphs_and_other_kinds(monkeypatch):
     for name, value in (('handwritten', 1), ('glyph', 2)):
         monkeypatch.setattr(demo_pool, name, lambda *a, value=value: np.full((32, 32), value, np.uint8))
-    glyphs = np.flatnonzero(demo_pool.draw(32, glyphs=600)[:, 0, 0, 0] == 2)
-    assert len(glyphs) == 600 and abs(glyphs.mean() - 1198) < 120  # 28 is the standard error
+    for name in ('patch', 'texture', 'noise'):
+        monkeypatch.setattr(demo_pool.kinds, name, lambda *a: np.full((32, 32, 1), 3, np.uint8))
+    pool = demo_pool.draw(32, others=600)[:, 0, 0]
+    for kind, count in ((1, 1797), (2, 1203), (3, 600)):
+        assert (pool == kind).sum() == count and abs(np.flatnonzero(pool == kind).mean() - 1800) < 180  # 42 is the standard error of 600
 
 
 @pytest.mark.parametrize('package', ['sklearn.datasets', 'matplotlib'])

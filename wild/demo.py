@@ -1,5 +1,6 @@
-"""The embedded wild pools. demo, for mnist5k: handwritten digits from scikit-learn among letters and digits drawn from
-matplotlib's fonts; it holds no MNIST image, and nothing tells the digits from the letters. noise: the controls' noise."""
+"""The embedded wild pools. characters: handwritten digits from scikit-learn among letters and digits drawn from matplotlib's fonts.
+demo, for mnist5k: as wild as a real pool; three in four of its images are of other kinds than characters. noise: the controls' noise.
+None holds an MNIST image."""
 
 import string
 from pathlib import Path
@@ -8,15 +9,30 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from utils import UserError
+from wild import kinds
 
-VERSION = 1  # part of its cache's key: raise it when the pixels change
+VERSION = 2  # part of its cache's key: raise it when the pixels change
 FONTS = ('DejaVuSans', 'DejaVuSans-*', 'DejaVuSansMono*', 'DejaVuSerif', 'DejaVuSerif-*', 'STIXGeneral*', 'cmr10', 'cmss10', 'cmtt10',
          'cmb10')  # those with letters and digits
 CANVAS = 96  # drawn large, so that the size that the network takes is antialiased
 
 
-def draw(size, glyphs=12_000, seed=0):
-    """(1,797 + glyphs, 1, size, size) uint8, light on dark, in an order that the seed shuffles; the same at every call."""
+def draw(size, others=9_000, seed=0):
+    """(3,000 + others, size, size) uint8: 1,797 digits and 1,203 characters, patches of two photos, textures and noise, in an order that
+    the seed shuffles; the same at every call."""
+    images = list(draw_characters(size, 1_203, seed))
+    from sklearn.datasets import load_sample_images
+
+    random, photos = np.random.default_rng(seed), [Image.fromarray(x).convert('L') for x in load_sample_images().images]
+    for number in range(others):
+        image = (kinds.patch(random, photos, size) if number % 3 == 0 else kinds.texture(random, 1, size) if number % 3 == 1
+                 else kinds.noise(random, 1, size))
+        images.append(image[:, :, 0])
+    return np.stack(images)[random.permutation(len(images))]
+
+
+def draw_characters(size, glyphs=12_000, seed=0):
+    """(1,797 + glyphs, size, size) uint8, light on dark, in an order that the seed shuffles; the same at every call."""
     try:
         import matplotlib
         from sklearn.datasets import load_digits
@@ -29,7 +45,7 @@ def draw(size, glyphs=12_000, seed=0):
     characters = string.ascii_letters + string.digits
     for _ in range(glyphs):
         images.append(glyph(characters[random.integers(len(characters))], fonts[random.integers(len(fonts))], random, size))
-    return np.stack(images)[random.permutation(len(images))][:, None]
+    return np.stack(images)[random.permutation(len(images))]
 
 
 def handwritten(digit, random, size):

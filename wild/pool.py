@@ -22,7 +22,8 @@ from wild.sources import find_images, find_shards, read_list
 from wild.workers import run_jobs
 
 # pools that are drawn here, without a file: (size, channels) -> (N, size, size) or (N, size, size, 3) uint8
-MADE = {'demo': lambda size, channels: demo.draw(size)[:, 0], 'noise': demo.draw_noise}
+MADE = {'demo': lambda size, channels: demo.draw(size), 'characters': lambda size, channels: demo.draw_characters(size),
+        'noise': demo.draw_noise}
 
 # torchvision sets by name, used without their labels: (constructor, its arguments); the training splits, which are the default
 SETS = {
