@@ -20,7 +20,7 @@ from generator import Generator
 from losses import activation_loss, information_entropy_loss, kd_loss, one_hot_loss
 from networks import ARCHS, build, count_parameters, load_teacher, resolve_width
 from runs import Run
-from utils import progress, say
+from utils import UserError, progress, say
 
 
 def parse():
@@ -43,6 +43,9 @@ def parse():
 
 def settle(args, teacher):
     arch = args.arch or DATASETS[args.dataset].student
+    if teacher.size % 4:
+        raise UserError(f'{teacher.file} takes {teacher.size} x {teacher.size} pixels, and the generator draws multiples of 4 alone: train '
+                        'a teacher of another --size')
     return arguments.settle(
         args, recipes.DAFL[args.dataset], arch=arch, width=resolve_width(arch, args.width, teacher), loss='oh+ie+a+kd',
         teacher=teacher.digest, device=teacher.device.type,
@@ -63,7 +66,7 @@ def train_epoch(epoch, step, s, teacher, networks, optimizers):
         first, last, weight = distributed.own(0, s.batch_size)
         z = torch.randn(s.batch_size, s.latent_dim, generator=noise)[first:last].to(device)
         with training.autocast(device, s.amp):
-            images = generator(z)  # (B, channels, 32, 32), already in the teacher's normalised space
+            images = generator(z)  # (B, channels, size, size), already in the teacher's normalised space
             t, feature = teacher.net(images, out_feature=True)
             logits = student(images.detach())
         t, logits = t.float(), logits.float()
@@ -90,7 +93,7 @@ def main():
     device = training.pick_device(args.device)
     teacher = load_teacher(args.teacher_dir or args.output_dir, args.dataset, DATASETS[args.dataset], device, args.amp)
     s = settle(args, teacher)
-    test = load_test(s.dataset, s.data, s.cache_dir, s.workers, device)
+    test = load_test(s.dataset, s.data, s.cache_dir, s.workers, device, DATASETS[s.dataset].of_teacher(teacher))
     teacher_top1 = teacher.measure(test)
     run = Run(s, f'{s.dataset}-dafl-{s.arch}-w{s.width}-s{s.seed}', device)
     arguments.say_settings(s)

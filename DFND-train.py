@@ -16,7 +16,7 @@ import distributed
 import recipes
 import training
 from arguments import at_least
-from data import DATASETS, EpochPlan, TransferSet, batches, load, load_test
+from data import DATASETS, EpochPlan, TransferSet, batches, load, load_test, padding_of
 from losses import kd_loss, log_adaptation_matrix, noisy_nll
 from networks import ARCHS, build, count_parameters, load_teacher, resolve_width
 from runs import Run, print_result
@@ -83,6 +83,8 @@ def check(args, device):
     if args.stream and (args.select == 'all' or not args.num_select):
         raise UserError('--stream keeps --num_select images of a pool whose size it does not know: give --num_select, and a '
                         '--select other than all')
+    if not (original or args.wild or DATASETS[args.dataset].wild):
+        raise UserError(f'--dataset {args.dataset} has no wild pool of its own: name images with --wild')
     if args.epochs and args.steps:
         raise UserError('--epochs and --steps are both given: leave one out')
     if args.teacher_acc and args.teacher_acc > 1:
@@ -95,7 +97,7 @@ def settle(args, teacher, teacher_top1):
     original = dict(select=None, class_weights=False, wild_norm=None) if args.transfer_set == 'original' else {}
     s = arguments.settle(args, recipes.DFND[args.recipe], arch=arch, width=resolve_width(arch, args.width, teacher),
                          teacher=teacher.digest, device=teacher.device.type, amp=training.pick_amp(args.amp, teacher.device, arch),
-                         **original)
+                         flip=DATASETS[args.dataset].flip and teacher.channels == 3 if args.flip is None else args.flip, **original)
     if isinstance(s.teacher_acc, str):
         published = recipes.PUBLISHED_ACC.get(s.dataset) if s.teacher_acc == 'published' else None
         s = s.replace(teacher_acc=published or (teacher_top1 or 0) / 100)
@@ -144,14 +146,14 @@ def train_epoch(epoch, step, s, teacher, transfer, learner):
     device, weights = teacher.device, transfer.class_weights
     student.train()
     means = training.Means()
-    plan = EpochPlan(s.num_select, s.batch_size, s.seed, epoch, s.augment, DATASETS[s.dataset].flip)
+    plan = EpochPlan(s.num_select, s.batch_size, s.seed, epoch, s.augment and padding_of(teacher.size), s.flip)
     with progress(total=s.num_select, desc=f'epoch {epoch}/{s.epochs}') as bar:
         for indices, x, size, weight in batches(plan, transfer.images, device):
             if step == s.steps:
                 break
             lr = training.learning_rate(s.lr, s.schedule, s.milestones, step, s.steps)
             training.set_lr(optimizer, lr)
-            x = transfer.normalise(x)  # (B, channels, 32, 32)
+            x = transfer.normalise(x)  # (B, channels, size, size)
             t = teacher.logits(x)  # (B, classes)
             with training.autocast(device, s.amp):
                 logits = student(x).float()
@@ -188,12 +190,13 @@ def main():
     device = training.pick_device(args.device)
     check(args, device)
     teacher = load_teacher(args.teacher_dir or args.output_dir, args.dataset, info, device, args.amp)
-    test = load_test(args.dataset, args.data, args.cache_dir, args.workers, device)
+    info = info.of_teacher(teacher)
+    test = load_test(args.dataset, args.data, args.cache_dir, args.workers, device, info)
     teacher_top1 = teacher.measure(test)
     s = settle(args, teacher, teacher_top1)
     wild = pool = None
     if s.transfer_set == 'original':
-        train = load(s.dataset, s.data, True, s.cache_dir, s.workers).to(device)
+        train = load(s.dataset, s.data, True, s.cache_dir, s.workers, info).to(device)
         s = settle_budget(args, s, len(train.labels))
     else:
         wild = Wild(s.wild or info.wild, teacher.size, teacher.channels, s.data, s.cache_dir, s.workers)

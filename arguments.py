@@ -66,9 +66,10 @@ def add_common_arguments(parser, datasets):
     """The arguments that mean the same in every script."""
     g = parser.add_argument_group('data and output')
     g.add_argument('--dataset', type=name_in(datasets), default='MNIST', metavar='NAME', help=f'one of {", ".join(datasets)}; '
-                   'mnist5k ships with a package and needs no download')
+                   'mnist5k ships with a package and needs no download; folder is your own class folders in --data')
     g.add_argument('--data', '--data_cifar', default='data', metavar='DIR', help="holds torchvision's files, or "
-                   '<dataset>/{train,test}/<class>/*; else torchvision downloads to it')
+                   '<dataset>/{train,test}/<class>/*; else torchvision downloads to it; with --dataset folder, '
+                   '{train,test or val}/<class>/* and, if the order of the classes is not the sorted one, classes.txt')
     g.add_argument('--output_dir', default='runs', metavar='DIR', help='holds a folder for each run')
     g.add_argument('--run', metavar='NAME', help="the run's folder, in place of <dataset>-<method>-<arch>-w<width>-s<seed>")
     g.add_argument('--resume', action='store_true', help='go on after the last epoch of that run; print its result if it is done')
@@ -90,6 +91,8 @@ def add_optimizer_arguments(g):
                    help="the initial learning rate, or the peak of one cycle (default: the recipe's); lower it if the loss turns to NaN")
     g.add_argument('--optimizer', choices=OPTIMIZERS, help='change --lr with it: about 0.1 for sgd, 0.004 for adam, 0.12 for muon')
     g.add_argument('--schedule', choices=SCHEDULES, help='onecycle and linear get furthest where epochs are few')
+    g.add_argument('--flip', action=argparse.BooleanOptionalAction, help='mirror images at random where --augment is on: not for letters, '
+                   'digits, or classes such as left and right (default: photos yes; with --dataset folder, colour yes and grey no)')
     g.add_argument('--test_every', type=at_least(int, 1), metavar='N', help='epochs between two measurements on the test data; the last '
                    'epoch always has one')
 

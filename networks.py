@@ -17,17 +17,23 @@ from training import autocast, evaluate, pick_amp, to_device
 from utils import UserError, first_line, say, written_aside
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and std
-SIZE = 32  # every network here takes 32 x 32; MNIST's 28 are resized, as published
+SIZE = 32  # of a network's input, unless its file says otherwise; MNIST's 28 are resized, as published
 ARCHS = {'lenet5': LeNet5, 'lenet5half': LeNet5Half, 'resnet18': ResNet18, 'resnet34': ResNet34}
 LENET_WIDTH = {'lenet5': 6, 'lenet5half': 3}  # channels of the first convolution, as a ResNet's width is
-FACTS = ('arch', 'width', 'classes', 'channels', 'mean', 'std', 'dataset', 'accuracy')  # of a network, beside its weights
+FACTS = ('arch', 'width', 'classes', 'channels', 'mean', 'std', 'dataset', 'accuracy', 'size', 'class_names')  # beside the weights
+LATER = {'size': SIZE, 'class_names': None}  # of FACTS, those that older files lack
 RESNET_WIDTH = 8  # at least: the backward pass of a 1 x 1 strided convolution of fewer channels crashes oneDNN on CPUs without AVX-512
 
 
-def resolve_width(arch, width, teacher=None):
+def resolve_width(arch, width, teacher=None, size=SIZE):
     """The width that `arch` is built with, `width` being the user's or None: for a ResNet that of `teacher`, where it is a ResNet
-    too, else 64 as published. Raises UserError for a width that the architecture can't have."""
+    too, else 64 as published. size: of its input, where there is no teacher to tell. Raises UserError for a width, or a size, that the
+    architecture can't have."""
+    size = teacher.size if teacher else size
     if arch in LENET_WIDTH:
+        if size != SIZE:
+            raise UserError(f'{arch} takes {SIZE} x {SIZE} pixels alone, and the size is {size}: give --size {SIZE}, or take a resnet '
+                            'with --arch')
         if width not in (None, LENET_WIDTH[arch]):
             raise UserError(f'--width {width}, but {arch} has one width: leave --width out, or take a resnet with --arch')
         return LENET_WIDTH[arch]
@@ -58,11 +64,12 @@ def count_multiply_adds(net, channels, size=SIZE):
 
 def save_network(path, net, facts):
     """Writes a network as plain tensors beside the facts that rebuild it, a dict with the keys of `FACTS`: architecture, width,
-    classes, channels, the mean and std (one float a channel, of pixels in 0..1) that its input is normalised with, its data set, and
-    its measured top-1 accuracy in 0..1 or None. To make a teacher of your own network, call this with its facts: see docs/using.md."""
+    classes, channels, the mean and std (one float a channel, of pixels in 0..1) that its input is normalised with, its data set, its
+    measured top-1 accuracy in 0..1 or None, the size of its input (32 unless given), and the names of its classes or None. To make a
+    teacher of your own network, call this with its facts: see docs/using.md."""
     state = {k: v.detach().cpu().contiguous() for k, v in net.state_dict().items()}
     with written_aside(path) as file:
-        torch.save({'facts': {k: facts[k] for k in FACTS}, 'state_dict': state}, file)
+        torch.save({'facts': {k: {**LATER, **facts}[k] for k in FACTS}, 'state_dict': state}, file)
 
 
 def load_network(path):
@@ -71,7 +78,7 @@ def load_network(path):
         raise UserError(f'no network file {path}')
     try:
         content = torch.load(path, map_location='cpu', weights_only=True)
-        facts, state = content['facts'], content['state_dict']
+        facts, state = {**LATER, **content['facts']}, content['state_dict']
         net = build(facts['arch'], facts['width'], facts['classes'], facts['channels'])
         net.load_state_dict(state)
     except Exception as e:  # torch.load raises a dozen kinds for a damaged file
@@ -177,9 +184,9 @@ def load_teacher(where, dataset, info, device, amp):
     if facts['dataset'] != dataset:
         raise UserError(f'{path} is a teacher of {facts["dataset"]}, and --dataset is {dataset}: change one of the two')
     wrong = [f'{key}={facts[key]}, and {dataset} has {getattr(info, key)}' for key in ('classes', 'channels')
-             if facts[key] != getattr(info, key)]
+             if getattr(info, key) not in (None, facts[key])]
     wrong += [f'{key}={facts[key]}, not a list of one number a channel' for key in ('mean', 'std')
-              if not isinstance(facts[key], (list, tuple)) or len(facts[key]) != info.channels]
+              if not isinstance(facts[key], (list, tuple)) or len(facts[key]) != facts['channels']]
     accuracy = facts['accuracy']
     if accuracy is not None and not (isinstance(accuracy, (int, float)) and 0 <= accuracy <= 1):
         wrong.append(f'accuracy={accuracy!r}, not a number in 0..1')
@@ -190,5 +197,5 @@ def load_teacher(where, dataset, info, device, amp):
     net = to_device(fold_batch_norms(net), device).requires_grad_(False)
     if amp == 'bf16':
         net.bfloat16()  # as autocast would, but once: it keeps no cast weights where none needs a gradient
-    return Teacher(net, **{k: facts[k] for k in FACTS}, digest=digest.hexdigest()[:16], device=device, amp=amp, file=path,
-                   class_names=info.names or tuple(map(str, range(info.classes))))
+    facts['class_names'] = tuple(info.names or facts['class_names'] or map(str, range(facts['classes'])))
+    return Teacher(net, **{k: facts[k] for k in FACTS}, digest=digest.hexdigest()[:16], device=device, amp=amp, file=path)

@@ -132,4 +132,5 @@ DAFL_CIFAR10 = DAFL_LENET | dict(
     a=0.01,
 )
 DAFL_CIFAR100 = DAFL_CIFAR10 | dict(oh=0.5, ie=20.0, a=0.1)
-DAFL = {'MNIST': DAFL_LENET, 'FashionMNIST': DAFL_LENET, 'mnist5k': DAFL_LENET, 'cifar10': DAFL_CIFAR10, 'cifar100': DAFL_CIFAR100}
+DAFL = {'MNIST': DAFL_LENET, 'FashionMNIST': DAFL_LENET, 'mnist5k': DAFL_LENET, 'cifar10': DAFL_CIFAR10, 'cifar100': DAFL_CIFAR100,
+        'folder': DAFL_CIFAR10}

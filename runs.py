@@ -170,7 +170,7 @@ class Run:
             return
         self._save_network(f'{self.kind}.pt')
         result = self.result(method, top1=self.top1, top1_best=self.best, params=count_parameters(self.net),
-                             flops=count_multiply_adds(self.net, self.facts['channels']), **measured)
+                             flops=count_multiply_adds(self.net, self.facts['channels'], self.facts['size']), **measured)
         write_json(self.folder / 'result.json', result)
         print_result(result)
 

@@ -59,6 +59,12 @@ class Selection(NamedTuple):
         w = 1 / (self.counts + 1)
         return torch.tensor(w / w.sum() * len(w), dtype=torch.float32)
 
+    def copies(self):
+        """How many of the chosen images are copies of another one, pixel by pixel."""
+        digests = {hashlib.blake2b(image.numpy().tobytes(), digest_size=8).digest()
+                   for start in range(0, len(self.chosen), BATCH) for image in self.pool.take(self.chosen[start : start + BATCH])}
+        return len(self.chosen) - len(digests)
+
     def facts(self):
         """What a run's result says of it."""
         nats = {'pool_noise': self.pool_noise, 'noise': self.noise.mean(), 'noise_max': self.noise.max()}
@@ -69,6 +75,8 @@ class Selection(NamedTuple):
         """Lines: its size, its threshold, and how many images of each class it holds."""
         yield (f'selected {len(self.noise)} of {self.pool_counts.sum()} images: noise up to {self.noise.max():.4f} (threshold), '
                f"mean {self.noise.mean():.4f}; the pool's mean is {self.pool_noise:.4f}")
+        if copies := self.copies():
+            yield f'{copies} of the selected images are copies of others, pixel by pixel: do sources overlap, or hold files twice?'
         width = max(map(len, class_names))
         for i in range(0, len(class_names), 5):
             yield 'class  ' + '  '.join(f'{name:>{width}} {self.counts[c]:>6}/{self.pool_counts[c]:<6}'

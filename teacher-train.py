@@ -4,6 +4,7 @@
     python teacher-train.py --dataset cifar10                      # ResNet-34, by the published schedule: for a GPU; the paper has 94.85 %
     python teacher-train.py --dataset cifar10 --width 16 --epochs 15 --schedule onecycle     # an hour on two cores, 89 %
     python teacher-train.py --dataset cifar10 --arch resnet18      # Table 1's "Student"
+    python teacher-train.py --dataset folder --data DIR --size 64  # your own classes: DIR/{train,test}/<class>/*
 """
 
 import torch.nn.functional as F
@@ -13,8 +14,8 @@ import distributed
 import recipes
 import training
 from arguments import at_least
-from data import DATASETS, EpochPlan, batches, load
-from networks import ARCHS, Normalise, build, count_parameters, resolve_width
+from data import DATASETS, EpochPlan, batches, load, measure, padding_of
+from networks import ARCHS, SIZE, Normalise, build, count_parameters, resolve_width
 from runs import Run
 from utils import progress, say
 
@@ -26,6 +27,10 @@ def parse():
                    help=f"the data set's teacher (LeNet-5, ResNet-34) unless given: one of {', '.join(ARCHS)}")
     g.add_argument('--width', type=at_least(int, 1),
                    help="channels of a ResNet's first stage: 64 as published; 16 and 32 make CPU runs possible")
+    g.add_argument('--size', type=at_least(int, 8), default=SIZE, help='images are resized to size x size: up to 64 squeezed to a square, '
+                   'above by the short side and cut; our ResNets are made for 32 and 64, and slow from 128 on')
+    g.add_argument('--channels', type=int, choices=(1, 3), help='with --dataset folder: 1, grey, or 3, colour (default: 3 unless all '
+                   'training images are grey)')
     g.add_argument('--recipe', choices=recipes.TEACHER, help='the settings of every flag that is not given: published; short: ours, for '
                    'ResNets in few epochs; lenet, mnist5k: for these (default: short for a ResNet on a CPU, published on a GPU)')
     g.add_argument('--epochs', type=at_least(int, 1), help="the recipe's number unless given; the schedule keeps its shape")
@@ -33,13 +38,13 @@ def parse():
     return parser.parse_args()
 
 
-def settle(args, device):
-    info = DATASETS[args.dataset]
+def settle(args, info, device):
     arch = args.arch or info.teacher
     own = args.dataset if args.dataset in recipes.TEACHER else 'lenet' if arch.startswith('lenet') else None
     recipe = arguments.pick_recipe(args.recipe, own, 'published', device)
-    return arguments.settle(args, recipes.TEACHER[recipe], recipe=recipe, arch=arch, width=resolve_width(arch, args.width), loss='ce',
-                            device=device.type, amp=training.pick_amp(args.amp, device, arch))
+    return arguments.settle(args, recipes.TEACHER[recipe], recipe=recipe, arch=arch, width=resolve_width(arch, args.width, size=args.size),
+                            channels=info.channels, flip=info.flip if args.flip is None else args.flip, loss='ce', device=device.type,
+                            amp=training.pick_amp(args.amp, device, arch))
 
 
 def train_epoch(epoch, step, steps, s, train, learner):
@@ -49,7 +54,7 @@ def train_epoch(epoch, step, steps, s, train, learner):
     net, optimizer, normalise, device = learner
     net.train()
     means = training.Means()
-    plan = EpochPlan(len(train.labels), s.batch_size, s.seed, epoch, s.augment, DATASETS[s.dataset].flip)
+    plan = EpochPlan(len(train.labels), s.batch_size, s.seed, epoch, s.augment and padding_of(s.size), s.flip)
     with progress(total=len(train.labels), desc=f'epoch {epoch}/{s.epochs}') as bar:
         for indices, x, size, weight in batches(plan, train.images, device):
             lr = training.learning_rate(s.lr, s.schedule, s.milestones, step, steps)
@@ -73,9 +78,9 @@ def main():
     # ---------------------------------------------------------------- settings and data
     args = parse()
     device = training.pick_device(args.device)
-    s = settle(args, device)
-    info = DATASETS[s.dataset]
-    train, test = (load(s.dataset, s.data, part, s.cache_dir, s.workers).to(device) for part in (True, False))
+    info = measure(args.dataset, args.data, args.size, args.channels, args.cache_dir, args.workers)
+    s = settle(args, info, device)
+    train, test = (load(s.dataset, s.data, part, s.cache_dir, s.workers, info).to(device) for part in (True, False))
     method = 'student' if s.arch == info.student else 'teacher'
     run = Run(s, f'{s.dataset}-{method}-{s.arch}-w{s.width}-s{s.seed}', device)
     arguments.say_settings(s)

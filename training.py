@@ -229,13 +229,15 @@ class Means:
 
 
 @torch.no_grad()
-def evaluate(net, split, normalise, device, amp, batch_size=500):
+def evaluate(net, split, normalise, device, amp, batch_size=None):
     """(mean cross entropy, top-1 in percent) of `net` on a labelled split, at any batch size the same; (None, None) without one.
 
-    split: has `images` (N, C, H, W) uint8 and `labels` (N,), or is None or False. normalise: uint8 batch -> float batch.
+    split: has `images` (N, C, H, W) uint8 and `labels` (N,), or is None or False. normalise: uint8 batch -> float batch. batch_size: 500
+    for 32 x 32 unless given, and fewer larger ones.
     """
     if not split:
         return None, None
+    batch_size = batch_size or max(16, 500 * 32**2 // split.images[:1][0, 0].numel())
     net.eval()
     sums = exact(torch.zeros(2, device=device))  # of the loss, and of the correct answers
     for i in range(distributed.rank() * batch_size, len(split.labels), distributed.world() * batch_size):

@@ -34,7 +34,7 @@ from runs import cpu_name
 from selection import Rule, score, select
 from training import pick_device
 from utils import UserError, run_script
-from wild.decode import to_array
+from wild.pixels import to_array
 from wild.pool import Wild, open_pool
 
 PHOTOS = ('.jpg', '.jpeg', '.png')
@@ -141,7 +141,7 @@ def load_rate(images):
 
     def epochs():
         for epoch in range(1, 11):
-            for _, x, *_ in batches(EpochPlan(len(images), 256, 0, epoch, True, True), images, CPU):
+            for _, x, *_ in batches(EpochPlan(len(images), 256, 0, epoch, 4, True), images, CPU):
                 normalise(x)
 
     return per_second(epochs, 10 * len(images))

@@ -24,8 +24,8 @@ def wild_of(tmp_path):
     """The Wild of some sources, with the test's own cache."""
     from wild.pool import Wild
 
-    def wild(*sources, channels=3, workers=0, cache_dir=tmp_path / 'cache'):
-        return Wild([str(s) for s in sources], 32, channels, str(tmp_path / 'data'), str(cache_dir), workers)
+    def wild(*sources, channels=3, workers=0, cache_dir=tmp_path / 'cache', size=32):
+        return Wild([str(s) for s in sources], size, channels, str(tmp_path / 'data'), str(cache_dir), workers)
 
     return wild
 

@@ -24,12 +24,13 @@ def random_images(*shape, seed=0):
     return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
 
 
-def write_images(folder, count, size=(40, 50)):
-    """RGB images, named so that their order is by number. Returns their paths."""
+def write_images(folder, count, size=(40, 50), grey=False):
+    """RGB images (of grey levels alone where `grey`), named so that their order is by number. Returns their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = [str(folder / f'{i:03}.png') for i in range(count)]
     for i, path in enumerate(paths):
-        Image.fromarray(pixels(i, *size, 3)).save(path)
+        image = Image.fromarray(pixels(i, *size, 3))
+        (image.convert('L').convert('RGB') if grey else image).save(path)
     return paths
 
 
@@ -61,11 +62,15 @@ def write_mnist(raw):
 
 
 def reference(image, channels):
-    """The image, or the file, by torchvision's pil_loader and Resize, sixteen-bit grey scaled to eight."""
+    """The image, or the file, by torchvision's pil_loader and Resize, sixteen-bit grey scaled to eight, and without transparency."""
     if not isinstance(image, Image.Image):
         with Image.open(image) as file:
             file.load()
             return reference(file, channels)
+    if image.mode in ('RGBA', 'LA'):  # on black or white, whichever is further from what it shows
+        image = image.convert('RGBA')
+        light = np.average(image.convert('L'), weights=np.asarray(image)[..., 3]) > 127.5
+        image = Image.alpha_composite(Image.new('RGBA', image.size, 'black' if light else 'white'), image)
     if image.mode.startswith('I;16'):
         image = Image.fromarray((np.asarray(image) // 256).astype(np.uint8))
     image = transforms.Resize((32, 32))(image.convert('RGB' if channels == 3 else 'L'))
@@ -77,11 +82,12 @@ def resized(images):
     return np.stack([reference(Image.fromarray(x), 3 if x.ndim == 3 else 1) for x in images])
 
 
-def assert_pool_is(pool, paths, channels=3):
+def assert_pool_is(pool, paths, channels=3, expected=None):
+    """expected: the files of the images, where their names are others."""
     assert list(pool.names()) == list(paths)
     taken = pool.take(torch.arange(len(pool)))
     assert taken.dtype == torch.uint8 and taken.shape == (len(paths), channels, 32, 32)
-    assert np.array_equal(taken, [reference(path, channels) for path in paths])
+    assert np.array_equal(taken, [reference(path, channels) for path in expected or paths])
 
 
 def whole(cache):

@@ -1,29 +1,35 @@
 """Labelled data beside torchvision's transforms and files of its layouts that the tests write; what goes wrong when there are none."""
+import dataclasses
 import hashlib
+import os
 import pickle
 import re
+import shutil
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
 import torchvision
-from images import CPU, error_of, random_images, reference, resized, write_mnist
+from images import CPU, error_of, random_images, reference, resized, teacher_of, write_images, write_mnist
 from PIL import Image
 from torchvision import transforms
 from torchvision.transforms import functional as TF
 
 import data
-from data import DATASETS, EpochPlan, batches, crop_flip, load, load_test
+import training
+from data import DATASETS, EpochPlan, batches, crop_flip, load, load_test, measure, padding_of
 from networks import FACTS, Normalise
+from wild import classes, pool
 
 
 @pytest.mark.parametrize('channels', [1, 3])
 def test_crop_and_flip_equal_torchvisions_for_every_offset(channels):
     cases = [(top, left, flip) for top in range(9) for left in range(9) for flip in (False, True)]
     images = torch.from_numpy(random_images(len(cases), channels, 32, 32))
-    ours = crop_flip(images, torch.tensor([c[:2] for c in cases]), torch.tensor([c[2] for c in cases]))
+    ours = crop_flip(images, torch.tensor([c[:2] for c in cases]), torch.tensor([c[2] for c in cases]), padding=4)
     assert ours.dtype == torch.uint8 and len(cases) == 162
     for image, out, (top, left, flip) in zip(images, ours, cases):
         expected = TF.crop(TF.pad(image, 4), top, left, 32, 32)
@@ -46,7 +52,7 @@ CIFAR = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 PUBLISHED = {'MNIST': ((0.1307,), (0.3081,)), 'cifar10': CIFAR, 'cifar100': CIFAR}
 
 
-@pytest.mark.parametrize('name', DATASETS)
+@pytest.mark.parametrize('name', [name for name in DATASETS if name != 'folder'])
 def test_facts_are_the_published_ones_and_those_that_a_networks_file_wants(name):
     facts, info = DATASETS[name].facts(name, 'resnet18', 16), DATASETS[name]
     assert (info.mean, info.std) == PUBLISHED.get(name, (info.mean, info.std))
@@ -55,8 +61,8 @@ def test_facts_are_the_published_ones_and_those_that_a_networks_file_wants(name)
     assert len(info.names) in (0, facts['classes'])
 
 
-def plan_of(seed=0, epoch=1, augment=True, flip=True, count=1000, batch_size=96):
-    return EpochPlan(count, batch_size, seed, epoch, augment, flip)
+def plan_of(seed=0, epoch=1, augment=True, flip=True, count=1000, batch_size=96, size=32):
+    return EpochPlan(count, batch_size, seed, epoch, augment and padding_of(size), flip)
 
 
 def augmented(plan):
@@ -197,12 +203,13 @@ def test_class_folders_get_their_labels_by_name_by_number_or_by_alphabet(name, i
     for i, folder in enumerate(['.ipynb_checkpoints', *in_order], -1):  # the first is hidden: no class
         (part / folder).mkdir(parents=True)
         Image.fromarray(np.full((32, 32), max(i, 0), np.uint8)).save(part / folder / 'x.png')
-    for broken in (part / in_order[4] / 'a.png', part / in_order[6] / 'x.png'):  # what can't be read takes its label with it
-        broken.write_bytes(b'broken')
+    (part / in_order[4] / 'a.png').write_bytes(b'broken')  # what can't be read takes its label with it
     split = load(name, tmp_path, False, cache_dir=tmp_path / 'cache')
     assert split.labels.tolist() == split.images[:, 0, 16, 16].tolist() and split.images.shape[1:] == (DATASETS[name].channels, 32, 32)
-    assert sorted(split.labels.tolist()) == [i for i in range(len(in_order)) if i != 6]
+    assert sorted(split.labels.tolist()) == list(range(len(in_order)))
     assert ('sack' in capfd.readouterr().out) == told
+    (part / in_order[6] / 'x.png').write_bytes(b'broken')
+    assert f'{part / in_order[6]} can be read' in error_of(load, name, tmp_path, False, cache_dir=tmp_path / 'cache')
 
 
 @pytest.mark.parametrize('name, layout', [('MNIST', 'MNIST/raw'), ('FashionMNIST', 'FashionMNIST/raw'), ('cifar10', 'cifar-10-batches-py'),
@@ -248,3 +255,140 @@ def test_without_test_data_there_is_a_warning_and_no_error(tmp_path, no_network,
     write_mnist(tmp_path / 'MNIST' / 'raw')
     split = load_test('MNIST', tmp_path, tmp_path / 'cache', 0, 'meta')  # both of its tensors go to the device
     assert len(split.labels) == 3 and split.images.device.type == split.labels.device.type == 'meta'
+
+
+# ---------------------------------------------------------------- --dataset folder
+
+
+def write_classes(part, counts, size=(40, 50), grey=False):
+    """counts: class -> how many images, half of them a level deeper."""
+    for name, count in counts.items():
+        write_images(part / name, count - count // 2, size, grey)
+        write_images(part / name / 'more', count // 2, size, grey)
+
+
+def opened_folder(root, train=True, size=32, channels=None):
+    cache = root / 'cache'
+    info = measure('folder', root, size, channels, cache, 0)
+    return info, load('folder', root, train, cache, 0, info)
+
+
+COUNTS = {'Dog': 3, 'cat': 2, '10': 1, '9': 1}
+
+
+@pytest.mark.parametrize('test', ['test', 'val'])
+@pytest.mark.parametrize('order', [None, ['cat', 'Dog', '9', '10']])
+def test_class_folders_are_read_as_imagefolder_reads_them_or_in_the_order_of_classes_txt(order, test, tmp_path):
+    for part, extra in (('train', 0), (test, 1)):
+        write_classes(tmp_path / part, {name: count + extra for name, count in COUNTS.items()})
+    if order:
+        (tmp_path / 'classes.txt').write_text('\ufeff' + '\r\n'.join(order) + '\n', encoding='utf-8')
+    for part, train in (('train', True), (test, False)):
+        info, split = opened_folder(tmp_path, train)
+        theirs = torchvision.datasets.ImageFolder(tmp_path / part)
+        assert info.names == tuple(order or theirs.classes) and info.classes == 4 and info.channels == 3 and info.flip
+        expected = sorted((info.names.index(theirs.classes[label]), reference(path, 3).tobytes()) for path, label in theirs.samples)
+        assert sorted(zip(split.labels.tolist(), (x.numpy().tobytes() for x in split.images))) == expected
+    assert {*info.facts('folder', 'resnet18', 16), 'accuracy'} == set(FACTS)
+
+
+@pytest.mark.parametrize('size', [32, 64, 96])
+def test_mean_and_std_are_those_of_the_training_images_and_kept(size, tmp_path, monkeypatch):
+    write_classes(tmp_path / 'train', {'a': 3, 'b': 2})
+    write_classes(tmp_path / 'test', {'a': 1, 'b': 1})
+    info, split = opened_folder(tmp_path, size=size)
+    assert split.images.shape == (5, 3, size, size) and info.size == size == info.facts('folder', 'x', 1)['size']
+    pixels = split.images.double() / 255
+    assert np.allclose(info.mean, pixels.mean(dim=(0, 2, 3)), atol=1e-4)
+    assert np.allclose(info.std, pixels.std(dim=(0, 2, 3), correction=0), atol=1e-4)
+    monkeypatch.setattr(classes.np, 'array_split', Mock(side_effect=AssertionError('measured again')))
+    assert opened_folder(tmp_path, size=size)[0] == info and opened_folder(tmp_path, False, size=size)[0] == info
+    assert opened_folder(tmp_path, False, size=size)[1].images.shape == (2, 3, size, size)
+
+
+@pytest.mark.parametrize('colour', [False, True])
+def test_grey_images_have_one_channel_unless_one_is_coloured(colour, tmp_path):
+    write_classes(tmp_path / 'train', {'a': 3, 'b': 2}, grey=True)
+    if colour:
+        write_images(tmp_path / 'train' / 'a' / 'z', 1)
+    for channels in (None, 1, 3):
+        info, split = opened_folder(tmp_path, channels=channels)
+        expected = channels or (3 if colour else 1)
+        assert info.channels == split.images.shape[1] == len(info.mean) == len(info.std) == expected and info.flip == (expected == 3)
+
+
+def test_a_class_without_an_image_and_classes_that_differ_are_told(tmp_path):
+    write_classes(tmp_path / 'train', {'a': 1, 'b': 2})
+    write_classes(tmp_path / 'test', {'a': 1, 'b': 1})
+
+    def told(train=False):
+        return error_of(opened_folder, tmp_path, train)
+
+    (tmp_path / 'train' / 'c').mkdir()
+    assert f'{tmp_path / "train" / "c"} holds no image' in told(True)
+    (tmp_path / 'train' / 'c' / 'x.heic').write_bytes(b'no image')
+    assert 'c holds no image' in (line := told(True)) and 'pip install pillow-heif' in line
+    os.rename(tmp_path / 'train' / 'c' / 'x.heic', tmp_path / 'train' / 'c' / 'x.png')
+    assert f'{tmp_path / "train" / "c"} can be read' in told(True)
+    write_images(tmp_path / 'train' / 'c', 1)
+    assert 'the training data has 1 classes' in (line := told()) and 'such as c' in line and str(tmp_path / 'test') in line
+    write_classes(tmp_path / 'test', {'c': 1, 'd': 1})
+    assert 'such as d' in told()
+    for listed, part in (('a\nb\n', 'such as c'), ('a\nb\nc\ne\n', 'such as e'), ('a\nb\nc\na\n', 'twice')):
+        (tmp_path / 'classes.txt').write_text(listed)
+        assert part in (line := told(True)) and 'classes.txt' in line, listed
+    os.remove(tmp_path / 'classes.txt')
+    shutil.rmtree(tmp_path / 'train')
+    assert f'--data {tmp_path} holds no folder train' in told(True)
+    (tmp_path / 'train').mkdir()
+    assert 'holds no class folder' in told(True)
+
+
+def test_blank_training_images_are_told(tmp_path):
+    for name in 'ab':
+        (tmp_path / 'train' / name).mkdir(parents=True)
+        Image.new('RGB', (9, 9), 'red').save(tmp_path / 'train' / name / '0.png')
+    assert 'blank' in error_of(opened_folder, tmp_path)
+
+
+@pytest.mark.parametrize('names', [('b', 'a'), ('0', '1')])
+def test_for_evaluation_the_test_folder_is_enough_and_the_teacher_knows_the_rest(names, tmp_path, capfd):
+    cache, teacher = tmp_path / 'cache', dataclasses.replace(teacher_of(None, classes=2), size=48, class_names=names)
+    info = DATASETS['folder'].of_teacher(teacher)
+    assert load_test('folder', tmp_path, cache, 0, 'cpu', info) is None and 'no test data' in capfd.readouterr().err
+    write_classes(tmp_path / 'test', {'a': 2, 'b': 1})
+    split = load_test('folder', tmp_path, cache, 0, 'cpu', info)
+    assert split.images.shape == (3, 1, 48, 48)
+    assert split.labels.tolist() == ([0, 1, 1] if names[0] == 'b' else [0, 0, 1])  # numbers are no names
+    write_classes(tmp_path / 'test', {'c': 1})
+    assert 'c' in error_of(load_test, 'folder', tmp_path, cache, 0, 'cpu', info)  # a mistake, and not a lack of data
+
+
+def test_a_data_set_of_torchvisions_comes_at_any_size_and_with_its_own_channels(tmp_path, no_network):
+    content = write_mnist(tmp_path / 'MNIST' / 'raw')
+    info = measure('MNIST', tmp_path, 64, None, tmp_path / 'cache', 0)
+    split = load('MNIST', tmp_path, True, info=info)
+    expected = [np.asarray(Image.fromarray(x).resize((64, 64), Image.BILINEAR)) for x in content[True][0]]
+    assert info.mean == DATASETS['MNIST'].mean and np.array_equal(split.images[:, 0], expected)
+    assert '--channels 3' in error_of(measure, 'MNIST', tmp_path, 32, 3, tmp_path / 'cache', 0)
+
+
+def test_images_that_take_too_much_memory_are_read_from_the_cache(tmp_path, monkeypatch):
+    write_classes(tmp_path / 'train', {'a': 3, 'b': 2})
+    _, resident = opened_folder(tmp_path)
+    monkeypatch.setattr(pool, 'free_memory', lambda device: 9)
+    _, split = opened_folder(tmp_path)
+    assert not isinstance(split.images, torch.Tensor) and torch.equal(split.to('cpu').images[:], resident.images)
+    both = [[x for _, x, *_ in batches(plan_of(count=5, batch_size=2), images, CPU)] for images in (resident.images, split.images)]
+    assert all(torch.equal(a, b) for a, b in zip(*both))
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3072, 2))
+    assert len({training.evaluate(net, s, lambda x: x / 255, CPU, 'off') for s in (resident, split)}) == 1
+
+
+@pytest.mark.parametrize('size', [64, 224])
+def test_crops_move_in_proportion_to_the_size(size):
+    plan = plan_of(count=9000, size=size)
+    assert plan.offsets.min() == 0 and plan.offsets.max() == size // 4 and plan.padding == size // 8
+    image = torch.from_numpy(random_images(1, 3, size, size))
+    out = crop_flip(image, torch.tensor([[size // 4, 1]]), torch.tensor([False]), plan.padding)
+    assert torch.equal(out[0], TF.crop(TF.pad(image[0], size // 8), size // 4, 1, size, size))

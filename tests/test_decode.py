@@ -12,11 +12,13 @@ from unittest.mock import Mock
 import filelock
 import numpy as np
 import pytest
-from images import assert_pool_is, break_files, error_of, pixels, reference, whole, write_images
-from PIL import Image
+from images import assert_pool_is, break_files, error_of, pixels, random_images, reference, whole, write_images
+from PIL import Image, ImageOps
+from torchvision import transforms
 
 from wild import decode, workers
-from wild.decode import decode_files, to_array
+from wild.decode import decode_files, jobs_of
+from wild.pixels import to_array
 from wild.pool import Pool
 from wild.workers import lock, locked, run_jobs
 
@@ -63,6 +65,70 @@ def test_only_a_large_jpeg_is_decoded_at_a_smaller_scale_and_hardly_differs(shap
         difference = np.abs(ours.astype(int) - reference(tmp_path / 'a.jpg', channels)).mean()
         assert ours.shape == (channels, 32, 32)
         assert difference < 0.4 if scale > 1 else difference == 0  # 0.6 to 1.9 for those moved by a part of a pixel
+
+
+def drawing(paper=255, ink=0):
+    image = Image.new('L', (64, 64), paper)
+    image.paste(ink, (24, 8, 40, 56))
+    return image
+
+
+def clear(ink, mode):
+    """The drawing, in ink, on a transparent ground of the ink's colour."""
+    image = Image.new(mode, (64, 64), (ink,) * (len(mode) - 1) + (0,))
+    image.putalpha(drawing(0, 255))
+    return image
+
+
+@pytest.mark.parametrize('mode', ['RGBA', 'LA'])
+@pytest.mark.parametrize('ink', [0, 90, 170, 255])
+@pytest.mark.parametrize('channels', [1, 3])
+def test_a_drawing_on_a_transparent_ground_is_visible(mode, ink, channels):
+    shown = to_array(clear(ink, mode), 32, channels)
+    assert shown[:, 16, 16].tolist() == [ink] * channels and shown[:, 2, 2].tolist() == [255 if ink < 128 else 0] * channels
+    opaque = Image.fromarray(pixels(0, 50, 40, 3))
+    assert np.array_equal(to_array(opaque.convert('RGBA'), 32, channels), to_array(opaque, 32, channels))
+    palette = clear(ink, 'RGBA').quantize(16)  # as in a GIF or a small PNG
+    assert np.abs(to_array(palette, 32, channels).astype(int) - shown).max() < 10
+
+
+@pytest.mark.parametrize('kind, factor', [(np.uint16, 1), (np.int32, 1), (np.uint16, 16), (np.int32, 257), (np.uint16, 257),
+                                          (np.int32, 2**20), (np.float32, 1), (np.float32, 1 / 255), (np.float32, 257)])
+def test_grey_of_a_wide_type_is_scaled_by_the_bits_that_it_uses(kind, factor):
+    image = Image.fromarray((np.asarray(drawing(), np.float64) * factor).astype(kind))
+    assert image.mode[0] in 'IF' and np.abs(to_array(image, 64, 1)[0].astype(int) - np.asarray(drawing())).max() <= 1
+
+
+@pytest.mark.parametrize('size', [32, 96])
+@pytest.mark.parametrize('shape', [(375, 500), (64, 84)])
+@pytest.mark.parametrize('turn', range(1, 9))
+def test_a_photo_that_was_taken_on_its_side_is_upright(turn, shape, size, tmp_path):
+    exif, image = Image.Exif(), Image.fromarray(pixels(0, *shape, 3))
+    exif[0x0112] = turn
+    for suffix in ('jpg', 'png', 'tiff'):
+        image.save(tmp_path / f'a.{suffix}', exif=exif)
+        with Image.open(tmp_path / f'a.{suffix}') as file:
+            upright = ImageOps.exif_transpose(file)
+        with Image.open(tmp_path / f'a.{suffix}') as file:
+            assert np.abs(to_array(file, size, 3).astype(int) - to_array(upright, size, 3)).mean() < 0.6, suffix
+
+
+@pytest.mark.parametrize('shape', [(300, 400), (500, 375), (240, 250), (100, 700), (224, 224), (256, 256), (1, 3000)])
+def test_above_64_the_aspect_is_kept_as_torchvisions_references_do(shape):
+    image = Image.fromarray(random_images(*shape, 3))
+    short = max(224, min(256, *shape))  # a smaller image is not enlarged to be cut
+    ours = to_array(image, 224, 3)
+    assert ours.shape == (3, 224, 224)
+    if shape[0] > 1:
+        theirs = transforms.Compose([transforms.Resize(short), transforms.CenterCrop(224)])(image)
+        assert np.abs(ours.transpose(1, 2, 0).astype(int) - np.asarray(theirs)).max() <= 1
+
+
+def test_jobs_of_larger_images_take_fewer_of_them():
+    paths = [f'{i}.png' for i in range(2000)]
+    assert [len(job) for job in jobs_of(paths, 32)] == [len(job) for job in jobs_of(paths, 64)] == [1024, 976]
+    assert len(next(jobs_of(paths, 224))) == 83 and len(next(jobs_of(paths, 10_000))) == 1
+    assert list(jobs_of(['a.tar'], 32)) == [('a.tar', 0, None)]
 
 
 def test_broken_files_are_skipped_counted_and_listed(tmp_path, pool_of, capfd, monkeypatch):

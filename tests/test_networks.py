@@ -200,15 +200,35 @@ def teacher_of(tmp_path, arch, width, amp='off'):
     ('resnet18', None, ('lenet5', 6), 64), ('lenet5half', None, ('resnet34', 8), 3),
 ])
 def test_width_is_the_teachers_or_the_published_one_unless_given(arch, width, teacher, expected):
-    assert resolve_width(arch, width, teacher and SimpleNamespace(arch=teacher[0], width=teacher[1])) == expected
+    assert resolve_width(arch, width, teacher and SimpleNamespace(arch=teacher[0], width=teacher[1], size=32)) == expected
 
 
 @pytest.mark.parametrize('arch, width, teacher, parts', [
     ('lenet5half', 6, None, ('6', 'lenet5half')), ('resnet18', 4, None, ('4', 'resnet18', '8')),
-    ('resnet18', None, SimpleNamespace(arch='resnet34', width=4), ('4', 'resnet18', '8'))])
+    ('resnet18', None, SimpleNamespace(arch='resnet34', width=4, size=32), ('4', 'resnet18', '8'))])
 def test_a_width_that_a_network_can_not_have_is_refused(arch, width, teacher, parts):
     text = error_of(resolve_width, arch, width, teacher)
     assert '--width' in text and all(part in text for part in parts)
+
+
+@pytest.mark.parametrize('how', [{'size': 64}, {'teacher': SimpleNamespace(arch='resnet18', width=8, size=64)}])
+def test_a_lenet_takes_32_pixels_alone(how):
+    assert '--size 32' in error_of(resolve_width, 'lenet5', None, **how) and resolve_width('resnet18', 16, **how) == 16
+
+
+def test_a_file_knows_size_and_class_names_and_an_old_one_means_32(tmp_path):
+    facts = MNIST.facts('MNIST', 'resnet18', 8) | {'accuracy': None, 'size': 64}
+    for file, left_out in (('new.pt', ()), ('old.pt', ('size', 'class_names'))):
+        save_network(tmp_path / file, build('resnet18', 8, 10, 1), {k: v for k, v in facts.items() if k not in left_out})
+    content = torch.load(tmp_path / 'old.pt', weights_only=True)
+    del content['facts']['size'], content['facts']['class_names']
+    torch.save(content, tmp_path / 'older.pt')
+    for file, size, names in (('new.pt', 64, tuple('0123456789')), ('old.pt', 32, None), ('older.pt', 32, None)):
+        assert load_network(tmp_path / file)[1]['size'] == size
+        teacher = load_teacher(tmp_path / file, 'MNIST', MNIST._replace(names=()), CPU, 'off')
+        assert teacher.size == teacher.facts()['size'] == size and teacher.class_names == (names or tuple(map(str, range(10))))
+        x = torch.zeros(2, 1, size, size, dtype=torch.uint8)
+        assert teacher.logits(x).shape == (2, 10) and count_multiply_adds(teacher.net, 1, 64) > 3.9 * count_multiply_adds(teacher.net, 1)
 
 
 # ---------------------------------------------------------------- find_teacher

@@ -140,6 +140,56 @@ def test_cifar_from_image_folders_with_colour_and_grey_photos(photos):
     assert (r['arch'], r['steps']) == ('resnet18', 30)
 
 
+@pytest.fixture(scope='module')
+def classes(tmp_path_factory):
+    """Three classes as folders in mine/, with a teacher for 40 x 40 pixels, and wild images."""
+    folder = tmp_path_factory.mktemp('classes')
+    random = np.random.default_rng(0)
+    for name in [f'mine/{part}/{c}/{i}' for part in ('train', 'val') for c in ('cat', 'dog', 'eel') for i in range(8)] + [
+            f'wild/{i}' for i in range(20)]:
+        path = folder / f'{name}.png'
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(0, 256, (30, 50, 3), dtype=np.uint8)).save(path)
+    run('teacher-train.py', '--dataset', 'folder', '--data', 'mine', '--size', 40, '--width', 8, '--epochs', 1, '--batch_size', 12,
+        cwd=folder)
+    return folder
+
+
+def test_own_classes_at_another_size_from_teacher_to_student(classes):
+    facts = torch.load(classes / 'runs/folder-teacher-resnet34-w8-s0/teacher.pt', weights_only=True)['facts']
+    assert (facts['size'], facts['classes'], facts['class_names'], facts['channels']) == (40, 3, ['cat', 'dog', 'eel'], 3)
+    folder = ('--dataset', 'folder', '--data', 'mine')
+    for how in ((), ('--stream', '--no-flip')):
+        done = run('DFND-train.py', *folder, '--wild', 'wild', '--steps', 2, '--batch_size', 5, '--num_select', 10, '--run', f'a{len(how)}',
+                   *how, cwd=classes)
+        r = result(done)
+        assert (r['dataset'], r['wild_images'], len(r['selected_per_class'])) == ('folder', 20, 3) and r['top1'] is not None
+        assert 'dog' in done.stdout and read_json(classes / f'runs/a{len(how)}/config.json')['settings']['flip'] == (not how)
+    student = torch.load(classes / 'runs/a0/student.pt', weights_only=True)['facts']
+    assert student['size'] == 40 and list(student['class_names']) == facts['class_names'] and r['flops'] > 1.5 * 8.9e6
+    r = result(run('DFND-train.py', *folder, '--transfer_set', 'original', '--steps', 2, '--batch_size', 8, cwd=classes))
+    assert r['method'] == 'kd' and r['num_select'] is None
+    r = result(run('DAFL-train.py', *folder, '--epochs', 1, '--epoch_steps', 2, '--batch_size', 4, '--latent_dim', 8, cwd=classes))
+    assert r['top1'] is not None
+    done = run('DFND-train.py', '--dataset', 'folder', '--data', 'wild', '--wild', 'wild', '--epochs', 1, '--run', 'blind', cwd=classes)
+    assert result(done)['top1'] is None and 'no test data' in done.stderr
+
+
+@pytest.mark.parametrize('script, args, parts', [
+    ('teacher-train.py', ('--data', 'wild'), ('--data wild holds no folder train', 'wild/train/<class>/*')),
+    ('teacher-train.py', ('--data', 'mine', '--arch', 'lenet5', '--size', 40), ('lenet5 takes 32 x 32', '--size 32')),
+    ('teacher-train.py', ('--data', 'mine', '--size', 4), ('--size', 'at least 8')),
+    ('DFND-train.py', ('--data', 'mine',), ('--dataset folder has no wild pool of its own', '--wild')),
+    ('DFND-train.py', ('--data', 'odd', '--wild', 'wild'), ('1 classes that odd/test lacks', 'such as eel')),
+    ('DFND-train.py', ('--data', 'mine', '--wild', 'wild', '--arch', 'lenet5half'), ('lenet5half takes 32 x 32',))])
+def test_mistakes_with_own_classes_are_one_line(classes, script, args, parts):
+    for c in ('cat', 'dog', 'gnu'):
+        (classes / 'odd/test' / c).mkdir(parents=True, exist_ok=True)
+    text = error(run(script, '--dataset', 'folder', *args, '--run', 'none', cwd=classes, code=2))
+    assert all(part in text for part in parts), text
+    assert not (classes / 'runs/none').exists()
+
+
 def test_the_short_recipe_learns_by_muon_from_an_energetic_selection(photos):
     done = run('DFND-train.py', '--dataset', 'cifar10', '--wild', 'wild', '--device', 'cpu', '--steps', 20, cwd=photos)
     r = result(done)

@@ -168,7 +168,8 @@ def test_a_pool_holds_just_so_many_images(how):
 
 def test_class_weights_facts_and_description_count_chosen_and_pool_by_class():
     def selection_of(labels, pool_counts):
-        return Selection(None, None, np.linspace(0.5, 2, len(labels)), np.array(labels), np.array(pool_counts), 1.55)
+        pool, chosen = pool_of(random_images(len(labels), 1, 32, 32)), np.arange(len(labels))
+        return Selection(pool, chosen, np.linspace(0.5, 2, len(labels)), np.array(labels), np.array(pool_counts), 1.55)
 
     w = selection_of([0] * 9 + [1] * 4 + [3], [0] * 4).class_weights()
     inverse = [1 / 10, 1 / 5, 1 / 1, 1 / 2]  # to the counts, and scaled to sum to the classes
@@ -177,8 +178,17 @@ def test_class_weights_facts_and_description_count_chosen_and_pool_by_class():
     selection = selection_of([0, 1, 2], [1, 2, 2, 0])
     text = '\n'.join(selection.describe(('cat', 'dog', 'ship', 'frog')))
     assert '3 of 5' in text and '2.0000' in text and '1.5500' in text  # the threshold; the pool's mean
+    assert 'copies' not in text
     assert text.split('class  ')[1].split() == ['cat', '1/1', 'dog', '1/2', 'ship', '1/2', 'frog', '0/0']
     assert selection.facts() == {'wild_images': 5, 'selected_per_class': [1, 1, 1, 0], 'pool_noise': 1.55, 'noise': 1.25, 'noise_max': 2.0}
+
+
+def test_copies_of_an_image_are_said():
+    images = random_images(150, 1, 32, 32)[[*range(150), *[3] * 59, 140]]  # sixty of one, and two of another
+    selection = Selection(pool_of(images), np.arange(210), np.ones(210), np.zeros(210, int), np.array([300]), 1.0)
+    assert selection.copies() == 60 and any(line.startswith('60 of the selected images are copies') for line in selection.describe(['cat']))
+    some = selection._replace(chosen=np.array([0, 3, 200]), noise=np.ones(3), labels=np.zeros(3, int))
+    assert some.copies() == 1
 
 
 def test_a_kept_selection_is_found_again_but_not_for_other_images(tmp_path):

@@ -10,7 +10,7 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import torch
-from images import pixels, write_images, write_mnist
+from images import error_of, pixels, write_images, write_mnist
 from PIL import Image
 from scripts import error, result, run
 from test_selection import random_pools, slow
@@ -96,6 +96,14 @@ def test_what_is_kept_does_not_grow_with_the_stream(how):
         assert len(kept.table()[0]) == (19_000 if how == 'balanced' else 10_000)
     assert peak < 1.3 * 25_000 * images[0].nbytes
     assert kept.counts.sum() == 100_000
+
+
+def test_a_selection_that_memory_does_not_hold_is_refused_before_it_is_filled(monkeypatch):
+    monkeypatch.setattr(stream, 'free_memory', lambda device: 10**9)
+    part = 0, np.zeros((2, 3, 224, 224), np.uint8), ['a', 'b'], (np.zeros(2, np.float32),) * 2 + (np.zeros(2, int),)
+    text = error_of(Candidates(Rule('balanced', 5000, 0), 10).add, *part)
+    assert '--num_select 5000' in text and '2.1 GB' in text
+    Candidates(Rule('balanced', 50, 0), 10).add(*part)
 
 
 def test_random_is_a_fair_draw_that_the_seed_decides(tmp_path):

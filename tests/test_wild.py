@@ -2,6 +2,7 @@
 import bz2
 import errno
 import hashlib
+import io
 import os
 import sys
 import tarfile
@@ -19,7 +20,8 @@ from PIL import Image
 from wild import decode
 from wild import demo as demo_pool
 from wild import pool as wild_pool
-from wild.pool import SETS, Pool, find_images, open_stream
+from wild.pool import SETS, Pool, open_stream
+from wild.sources import find_images
 
 webdataset = pytest.importorskip('webdataset')
 
@@ -57,7 +59,7 @@ FILES = {'no image/notes.txt': 'text', 'a file.png': '', 'empty.txt': '', 'blank
 @pytest.mark.parametrize('source, told', [
     ('empty', 'name a folder'), ('no image', 'name a folder'), ('missing', 'name a folder'), ('a file.png', 'name a folder'),
     ('empty.txt', 'a path a line'), ('blank.txt', 'a path a line'), ('{00..03}.tar', '2 of its 4 shards'), ('{00..03}.tar', '/02.tar'),
-    ('{00..2.tar', 'brace range'), ('three', ' 3 .tar'), ('three', 'three/{00000..00002}.tar"'), ('one', 'one/{000..000}.tar"'),
+    ('{00..2.tar', 'brace range'), ('three', '3 .tar: '), ('three', 'three/{00000..00002}.tar"'), ('one', 'one/{000..000}.tar"'),
     ('two', 'two/train-{07..08}.tar"')])
 def test_a_source_without_images_is_told_in_one_line(source, told, tmp_path, pool_of):
     (tmp_path / 'empty').mkdir()
@@ -155,13 +157,92 @@ def test_a_shard_that_cannot_be_opened_now_is_not_given_up_and_a_changed_one_dec
     assert list(after.names()) == names and torch.equal(after.take(range(8)), before.take(range(8)).flip(0))
 
 
-def test_shards_without_the_package_say_how_to_get_it(tmp_path, pool_of, monkeypatch):
-    for name in ('webdataset', 'webdataset.shardlists', 'webdataset.tariterators'):
-        monkeypatch.setitem(sys.modules, name, None)
-    (tmp_path / '00000.tar').write_bytes(b'')
-    for call in (lambda: pool_of(tmp_path / '00000.tar'), lambda: list(decode.read_job(str(tmp_path / '00000.tar')))):
-        text = error_of(call)
-        assert str(tmp_path / '00000.tar') in text and 'pip install webdataset' in text
+def write_tar(path, *members):
+    """members: (name, content)."""
+    with tarfile.open(path, 'w') as tar:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+
+
+@pytest.fixture
+def contents(tmp_path):
+    """Six images' paths, and their bytes."""
+    paths = write_images(tmp_path / 'photos', 6)
+    return paths, [Path(path).read_bytes() for path in paths]
+
+
+def test_a_shards_members_are_told_apart_by_their_last_suffix_and_their_content(contents, tmp_path, pool_of, capfd):
+    paths, (a, b, c, d, e, f) = contents
+    write_tar(file := tmp_path / 'a.tar', ('x/IMG.000.png', a), ('x/IMG.000.json', b'{}'), ('x/2021.03.01 10.15.22.png', b),
+              ('x/0.png', c), ('x/0.png', d), ('x/._0.png', b'by a file manager'), ('x/photo.png?width=640', e), ('x/plain', f),
+              ('x/0.mp4', b'film'))
+    pool = pool_of(file)
+    assert np.array_equal(pool.take(range(6)), [reference(path, 3) for path in paths])  # of two with one name, both
+    keys = ('IMG.000', '2021.03.01 10.15.22', '0', '0', 'photo.png?width=640', 'plain')
+    assert list(pool.names()) == [f'{file}#x/{key}' for key in keys]
+    assert f'skipped 1 of 7 files of a.tar that are no readable images, the first is {file}#x/0.mp4' in capfd.readouterr().out
+
+
+@pytest.mark.parametrize('damage, kept', [('in an image', 3), ('between two', 3), ('in a header', 5)])
+def test_a_shard_that_breaks_off_says_where(damage, kept, contents, tmp_path, pool_of, capfd):
+    paths, images = contents
+    write_tar(file := tmp_path / 'a.tar', *((f'{i}.png', x) for i, x in enumerate(images)))
+    with tarfile.open(file) as tar:
+        places = [member.offset for member in tar]
+    content = bytearray(file.read_bytes())
+    if kept == 3:
+        content = content[: places[3] + (700 if damage == 'in an image' else 0)]
+    else:
+        content[places[5] : places[5] + 512] = b'?' * 512  # tarfile takes it for the end
+    file.write_bytes(content)
+    assert_pool_is(pool_of(file), [f'{file}#{i}' for i in range(kept)], expected=paths[:kept])
+    assert f'skipped 1 of {kept + 1} files' in (out := capfd.readouterr().out) and f'breaks off at byte {places[kept]}' in out
+
+
+def test_shards_of_large_images_are_read_in_pieces(contents, tmp_path, wild_of, monkeypatch):
+    images = contents[1]
+    write_tar(file := tmp_path / 'a.tar', *((f'{i}.{kind}', x) for i, x in enumerate(images) for kind in ('json', 'png')))
+    monkeypatch.setattr(decode, 'CHUNK', 9)  # of 64 x 64
+    wild = wild_of(file, size=96)
+    parts, pool = list(open_stream(wild)), wild_pool.open_pool(wild)
+    assert [len(names) for *_, names in parts] == [4, 2] == [part.count for part in pool.parts]
+    expected = wild_pool.open_pool(wild_of(tmp_path / 'photos', size=96)).take(range(6))
+    assert expected.shape == (6, 3, 96, 96) and torch.equal(pool.take(range(6)), expected)
+    assert np.array_equal(np.concatenate([x for _, x, _ in parts]), expected)
+    assert list(pool.names()) == [f'{file}#{i}' for i in range(6)] == [name for *_, names in parts for name in names]
+
+
+def test_content_decides_what_is_an_image_and_what_is_left_out_is_counted_by_kind(contents, tmp_path, pool_of, capfd):
+    paths, images = contents
+    names = ['IMG_0.HEIC', 'a.png?width=640', 'b.png.1', 'c', 'd.jpg', 'e.png']  # a wrong suffix too
+    for name, content in zip(names, images):
+        (tmp_path / 'odd' / name).parent.mkdir(exist_ok=True)
+        (tmp_path / 'odd' / name).write_bytes(content)
+    for name in ('f.heic', 'g.HEIC', 'captions.txt', 'shards/0000.tar', 'shards/0001.tar'):
+        (tmp_path / 'odd' / name).parent.mkdir(exist_ok=True)
+        (tmp_path / 'odd' / name).write_bytes(b'no image')
+    assert_pool_is(pool_of(tmp_path / 'odd'), [str(tmp_path / 'odd' / name) for name in names], expected=paths)
+    line = next(x for x in capfd.readouterr().out.splitlines() if 'left out' in x)
+    for told in ('2 .heic: pip install pillow-heif;', f'2 .tar: name the shards, --wild "{tmp_path}/odd/shards/{{0000..0001}}.tar"'):
+        assert told in line and '1 .txt' in line
+
+
+@pytest.mark.parametrize('content, told', [
+    (b'nowhere/0.png\nnowhere/1.png\n', 'none of its paths exists, the first is {}/nowhere/0.png'),
+    ('nowhere/0.png\n'.encode('utf-16'), 'none of its paths exists, the first is {}/nowhere/0.png'),
+    (b'https://example.com/0.jpg\n', 'lists URLs, the first is https://example.com/0.jpg')])
+def test_a_list_that_leads_nowhere_says_why(content, told, tmp_path, pool_of, capfd):
+    (tmp_path / 'some.txt').write_bytes(content)
+    assert told.format(tmp_path) in error_of(pool_of, tmp_path / 'some.txt')
+    assert ('UTF-16' in capfd.readouterr().out) == (content[:2] == b'\xff\xfe')
+
+
+def test_a_list_in_utf_16_is_read(tmp_path, pool_of):
+    paths = write_images(tmp_path, 2)
+    (tmp_path / 'some.txt').write_text('001.png\n000.png\n', encoding='utf-16')
+    assert_pool_is(pool_of(tmp_path / 'some.txt'), paths[::-1])
 
 
 def test_batches_in_any_order_equal_single_images_from_memory_or_disk(tmp_path, monkeypatch, capfd):

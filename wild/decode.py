@@ -1,12 +1,15 @@
 """Image files and shards to uint8 arrays: decoded once by worker processes, then kept in parts and read as memory."""
 
+import contextlib
 import errno
 import functools
 import hashlib
 import io
 import itertools
 import os
+import tarfile
 import time
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -14,54 +17,60 @@ import torch
 from PIL import Image
 
 from utils import UserError, first_line, progress, read_json, say, write_json, written_aside
+from wild.pixels import SQUARE, to_array
 from wild.workers import locked, run_jobs
 
-DECODER = 'pil-4'  # part of a cache's key: raise it when the pixels that come out, or CHUNK, change
-CHUNK = 1024  # files of a part; a shard is a part of its own
+DECODER = 'pil-5'  # part of a cache's key: raise it when the pixels that come out, or CHUNK, change
+CHUNK = 1024  # files of a part up to SQUARE; a shard is a part of its own
 PASSING = (errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT)  # the machine's faults, not the file's
-NEEDS_WEBDATASET = 'it needs the package webdataset: pip install webdataset'
-REDUCE = 2.5  # a JPEG is decoded at the smallest DCT scale that keeps this many times the target, then resized
-
-
-def to_array(image, size, channels):
-    """A PIL image -> (channels, size, size) uint8, as torchvision's pil_loader and Resize((size, size)) give it, except for a JPEG much
-    larger than the target, which the decoder itself scales down by 2, 4 or 8 (its DCT scaling). Sixteen-bit grey, which PIL would
-    clip, is scaled."""
-    drafted = image.format == 'JPEG' and image.draft(None, (round(REDUCE * size),) * 2)
-    if image.mode.startswith('I'):
-        image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
-    image = image.convert('RGB' if channels == 3 else 'L')
-    if image.size != (size, size):
-        # of 375 rows at a quarter's scale, 94 are decoded and 93.75 hold the picture: all 94 would move it
-        image = image.resize((size, size), Image.BILINEAR, box=drafted[1] if drafted else None)
-    array = np.asarray(image)
-    return array.transpose(2, 0, 1) if channels == 3 else array[None]
+# members of a shard that come with an image, as img2dataset and others write them: left out without a word
+COMPANIONS = {'json', 'txt', 'cls', 'caption', 'url'}
+BROKEN = (tarfile.TarError, OSError, EOFError, zlib.error)  # what a damaged shard raises
 
 
 def read_job(job):
-    """Yields (name, file or its bytes) of a job: a list of paths, or the path of a WebDataset shard."""
+    """Yields (name, file or its bytes) of a job: a list of paths, or a piece of a shard (its path, the byte where the piece begins, how
+    many members it has, None for all that follow). Of a damaged shard, what comes before the damage; then the damage as a name."""
     if isinstance(job, list):
         yield from zip(job, job)
         return
-    try:  # below WebDataset itself, which would share shards out among torchrun's processes
-        from webdataset.tariterators import group_by_keys, tar_file_expander
-    except ImportError:
-        raise UserError(f'{job} is a WebDataset shard: {NEEDS_WEBDATASET}') from None
-    damages = []  # append returns None, which stops: what follows a damage is lost, what comes before is kept
+    path, first, count = job
+    place = first
     try:
-        with open(job, 'rb') as stream:
-            files = tar_file_expander([{'url': job, 'stream': stream}], handler=damages.append)
-            for sample in group_by_keys(files, handler=damages.append):
-                for key, content in sample.items():
-                    if f'.{key.rsplit(".", 1)[-1].lower()}' in Image.registered_extensions():
-                        yield f'{job}#{sample["__key__"]}', io.BytesIO(content)
-                        break
-    except OSError as e:
-        damages.append(e)
-    for e in damages:
-        raise_if_passing(job, e)
-    if damages:
-        yield job, io.BytesIO()  # no image: so the shard is listed with what is skipped
+        with open(path, 'rb') as stream:
+            stream.seek(first)
+            with tarfile.open(fileobj=stream) as tar:
+                for member in itertools.islice(filter(is_sample, tar), count):
+                    place = member.offset
+                    key, _, suffix = member.name.rpartition('.')
+                    name = key if f'.{suffix.lower()}' in Image.registered_extensions() else member.name
+                    yield f'{path}#{name}', io.BytesIO(tar.extractfile(member).read())
+                if count is None:  # tarfile takes the end of the file for the end, and a header that it can't read; it is a block of 0
+                    place = tar.offset
+                    tar.fileobj.seek(place)
+                    if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                        raise tarfile.ReadError('no end')
+    except BROKEN as e:
+        raise_if_passing(path, e)
+        yield f'{path} (breaks off at byte {place})', io.BytesIO()  # no image: so it is listed with what is skipped
+
+
+def is_sample(member):
+    """Whether a shard's member may be an image: content decides later. One whose name begins with a dot is a file manager's."""
+    name = member.name.rpartition('/')[2]
+    return member.isfile() and not name.startswith('.') and name.rpartition('.')[2].lower() not in COMPANIONS
+
+
+def cut_shard(path, count):
+    """Yields the pieces of a shard, of `count` members each; see `read_job`. Only the headers are read."""
+    start, seen = 0, 0
+    with contextlib.suppress(*BROKEN), open(path, 'rb') as stream, tarfile.open(fileobj=stream, mode='r:') as tar:
+        for member in filter(is_sample, tar):  # what is damaged comes to light when the last piece is read
+            if seen == count:
+                yield path, start, count
+                start, seen = member.offset, 0
+            seen += 1
+    yield path, start, None
 
 
 def raise_if_passing(name, error):
@@ -112,12 +121,14 @@ def read_names(file):
     return file.read_bytes().decode('utf-8', 'surrogateescape').split('\n')[:-1]
 
 
-def jobs_of(paths):
-    """Cuts an iterable of paths into jobs: each shard is one, and of other files up to CHUNK are."""
+def jobs_of(paths, size):
+    """Cuts an iterable of paths into jobs: each shard is one, and of other files up to CHUNK are. Above SQUARE a job takes fewer
+    images, as many bytes, and shards are cut too: some jobs of every worker are in memory at a time."""
+    count = CHUNK if size <= SQUARE else max(1, CHUNK * SQUARE**2 // size**2)
     for shards, some in itertools.groupby(paths, lambda path: path.endswith('.tar')):
-        if shards:
-            yield from some
-        while job := list(itertools.islice(some, CHUNK)):
+        for path in some if shards else ():
+            yield from [(path, 0, None)] if size <= SQUARE else cut_shard(path, count)
+        while job := list(itertools.islice(some, count)):
             yield job
 
 
@@ -126,7 +137,7 @@ def decode_files(paths, size, channels, cache_dir, name, workers):
     time. What can't be decoded is skipped, counted and listed. Raises UserError when nothing can be read. name: of the source."""
 
     def write(folder):
-        jobs = list(enumerate(jobs_of(paths)))
+        jobs = list(enumerate(jobs_of(paths, size)))
         todo = [(folder, i, job, size, channels) for i, job in jobs if not (folder / f'{i:06d}.npy').is_file()]
         before, count, start, told = len(jobs) - len(todo), 0, time.perf_counter(), 0
         with progress(total=len(jobs), initial=before, desc=f'decode {name}', unit='part') as bar:
@@ -142,10 +153,12 @@ def decode_files(paths, size, channels, cache_dir, name, workers):
     folder = cache_folder(cache_dir, name, [f'{size} {channels}', *fingerprints(paths)])
     parts = cached(folder, write)
     good = sum(part.count for part in parts)
-    if bad := sum(len(read_names(file)) for file in folder.glob('*.skipped')):
-        say(f'skipped {bad} of {good + bad} files of {name} that are no readable images, listed in {folder}/*.skipped')
+    if bad := [name for file in sorted(folder.glob('*.skipped')) for name in read_names(file)]:
+        say(f'skipped {len(bad)} of {good + len(bad)} files of {name} that are no readable images, the first is {bad[0]}, listed in '
+            f'{folder}/*.skipped')
     if not good:
-        raise UserError(f'none of the files of {name} is a readable image: name a folder of images')
+        raise UserError(f'none of the files of {name} is a readable image{f", the first is {bad[0]}" if bad else ""}: name a folder of '
+                        'images')
     return parts
 
 

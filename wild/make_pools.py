@@ -18,7 +18,7 @@ from PIL import Image
 
 from utils import UserError, bad_usage, run_script, say
 from wild.kinds import SIZE, coloured, noise, page, texture
-from wild.pool import find_images
+from wild.sources import find_images
 
 
 def write(folder, images):

@@ -15,9 +15,10 @@ from torchvision import datasets
 
 import distributed
 from training import free_memory
-from utils import UserError, first_line, say, warn
+from utils import UserError, first_line, say
 from wild import demo
-from wild.decode import NEEDS_WEBDATASET, Part, decode_dataset, decode_files, decode_job, jobs_of
+from wild.decode import Part, decode_dataset, decode_files, decode_job, jobs_of
+from wild.sources import find_images, find_shards, read_list
 from wild.workers import run_jobs
 
 # pools that are drawn here, without a file: (size, channels) -> (N, size, size) or (N, size, size, 3) uint8
@@ -59,7 +60,7 @@ class Pool:
         its free memory, else read from the pool batch by batch."""
         if len(chosen) * self.parts[0].images[0].nbytes < free_memory(device) / 2:
             return self.take(chosen).to(device)
-        say(f'the {len(chosen)} images are more than half of the free memory, so they are read from the cache')
+        say(f'the {len(chosen)} images of {self.name} are more than half of the free memory, so they are read from the cache')
         return Reader(self, chosen)
 
     def names(self):
@@ -74,7 +75,7 @@ class Reader:
         self.pool, self.chosen = pool, chosen
 
     def __getitem__(self, positions):
-        return self.pool.take(self.chosen[positions.numpy()])
+        return self.pool.take(self.chosen[positions if isinstance(positions, slice) else positions.numpy()])
 
 
 class Wild(NamedTuple):
@@ -114,7 +115,7 @@ def open_stream(wild):
         if not is_set(source):
             next(iter(find_files(source)))
 
-    jobs = itertools.chain.from_iterable(open_set(s, wild) if is_set(s) else jobs_of(find_files(s)) for s in wild.sources)
+    jobs = itertools.chain.from_iterable(open_set(s, wild) if is_set(s) else jobs_of(find_files(s), wild.size) for s in wild.sources)
     mine = itertools.islice(enumerate(jobs), distributed.rank(), None, distributed.world())
     first, skipped = None, 0
     for number, images, names, bad in run_jobs(functools.partial(stream_part, wild.size, wild.channels), mine, wild.workers):
@@ -140,7 +141,12 @@ def find_files(source):
     """An iterable of the files of a source that is no set."""
     if source.endswith('.tar'):
         return find_shards(source)
-    return read_list(source) if source.endswith('.txt') and os.path.isfile(source) else find_images(source)
+    if source.endswith('.txt') and os.path.isfile(source):
+        return read_list(source)
+    if os.path.isdir(source):
+        return find_images(source)
+    raise UserError(f'--wild {source} is neither a folder, a .txt list of paths, a .tar shard, nor one of {", ".join([*MADE, *SETS])}: '
+                    'name a folder of images')
 
 
 @distributed.in_turn()
@@ -163,57 +169,3 @@ def open_set(source, wild):
 
     key = f'{name} {demo.VERSION}' if name in MADE else f'torchvision {name} {Path(wild.data_dir).resolve()}'
     return decode_dataset(dataset, wild.size, wild.channels, wild.cache_dir, name, key)
-
-
-def find_shards(pattern):
-    """The files of a brace range such as shards/{00000..00099}.tar, as img2dataset numbers them."""
-    try:
-        from webdataset.shardlists import expand_urls
-    except ImportError:
-        raise UserError(f'--wild {pattern} names WebDataset shards: {NEEDS_WEBDATASET}') from None
-    try:
-        shards = expand_urls(pattern)
-    except ValueError as e:
-        raise UserError(f'--wild {pattern} is no brace range ({first_line(e)}): write it as {{00000..00099}}.tar') from None
-    missing = [path for path in shards if not os.path.isfile(path)]
-    if missing:
-        raise UserError(f'--wild {pattern}: {len(missing)} of its {len(shards)} shards are missing, the first is {missing[0]}')
-    return shards
-
-
-def read_list(file):
-    """Yields the paths of a text file, a line each; relative ones are relative to the file's folder."""
-    empty = True
-    with open(file, encoding='utf-8-sig', errors='surrogateescape') as f:
-        for line in filter(str.strip, f):
-            empty = False
-            yield os.path.join(os.path.dirname(file), line.rstrip('\r\n'))
-    if empty:
-        raise UserError(f'--wild {file} lists no path: write a path a line')
-
-
-def find_images(folder):
-    """Yields the image files below a folder: those with a suffix that PIL reads, and those with none; a folder's own files, sorted,
-    before its folders'. Links are followed, each folder once; hidden files are left out. Raises UserError where there is no such
-    folder, or at the end, if there was no image."""
-    if not os.path.isdir(folder):
-        raise UserError(f'--wild {folder} is neither a folder, a .txt list of paths, a .tar shard, nor one of {", ".join([*MADE, *SETS])}: '
-                        'name a folder of images')
-    seen, suffixes, empty = set(), Image.registered_extensions(), True
-    for root, folders, files in os.walk(folder, followlinks=True, onerror=lambda e: warn(f'{first_line(e)}: its images are left out')):
-        real = os.path.realpath(root)
-        if real in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = sorted(f for f in folders if not f.startswith('.'))
-        for file in sorted(files):
-            if not file.startswith('.') and (os.path.splitext(file)[1].lower() or '.png') in suffixes:
-                empty = False
-                yield os.path.join(root, file)
-    if empty:
-        hint = ''
-        if shards := sorted(str(path.with_suffix('')) for path in Path(folder).rglob('*.tar')):
-            start = shards[0].rstrip('0123456789')
-            hint = f', or its {len(shards)} .tar shards as "{start}{{{shards[0][len(start):]}..{shards[-1][len(start):]}}}.tar"'
-        raise UserError(f'--wild {folder} holds no image file at any depth: name a folder of images{hint}')

@@ -8,6 +8,7 @@ import torch
 
 import distributed
 from selection import BATCH, BY_CLASS, Selection, check_finite, lowest_first, rank_in_class, scores_of, select, write_selection
+from training import free_memory
 from utils import LocalError, UserError, progress, say
 from wild.decode import Part, save_part
 from wild.pool import Pool
@@ -40,6 +41,10 @@ class Candidates:
             some, keep = np.split(keep, [self.capacity - self.count])
             rows = (keys[some], noise[some], labels[some], (number << 32) + some, images[some], np.array(names, object)[some])
             if not len(self.columns[0]):  # empty ones take memory only as they are filled
+                need = self.capacity * images[0].nbytes
+                if need > free_memory(torch.device('cpu')):
+                    raise UserError(f'--stream keeps up to {self.capacity} images for --num_select {self.rule.num_select}: '
+                                    f'{need / 1e9:.1f} GB, and less memory is free: lower --num_select')
                 self.columns = [np.empty((self.capacity, *x.shape[1:]), x.dtype) for x in rows]
             for column, new in zip(self.columns, rows):
                 column[self.count : self.count + len(some)] = new

@@ -1,0 +1,91 @@
+"""Labelled images in class folders: <part>/<class>/**, read as torchvision's ImageFolder reads them."""
+
+import collections
+import contextlib
+import os
+from pathlib import Path
+
+import numpy as np
+
+from utils import UserError, read_json, say, write_json
+from wild.decode import decode_files
+from wild.sources import described, images_below
+
+PARTS = {True: ('train',), False: ('test', 'val')}  # the folders of the training images, and of the test images
+
+
+def find_part(root, train):
+    """The folder of the training or of the test images in `root`, or None."""
+    return next((path for name in PARTS[train] if (path := Path(root) / name).is_dir()), None)
+
+
+def class_folders(part):
+    return sorted(path.name for path in part.iterdir() if path.is_dir() and not path.name.startswith('.'))
+
+
+def class_order(root, part):
+    """The classes of a part in the order of their labels: that of root/classes.txt, a line each, or else sorted. Raises UserError where
+    the file and the folders differ."""
+    names, file = class_folders(part), Path(root) / 'classes.txt'
+    if not names:
+        raise UserError(f'{part} holds no class folder: the layout is {part}/<class>/*')
+    if not file.is_file():
+        return names
+    listed = [line.strip() for line in file.read_text(encoding='utf-8-sig').splitlines() if line.strip()]
+    check_same(listed, names, file, part)
+    if len(listed) > len(names):
+        raise UserError(f'{file} names a class twice: write each once, a line each')
+    return listed
+
+
+def check_same(names, others, where, other):
+    """Raises UserError where two lists of classes do not hold the same names."""
+    for some, place, rest, lacking in ((names, where, others, other), (others, other, names, where)):
+        if lost := sorted(set(some) - set(rest)):
+            raise UserError(f'{place} has {len(lost)} classes that {lacking} lacks, such as {", ".join(lost[:3])}: give both the same '
+                            'classes')
+
+
+def read_classes(part, names, info, cache_dir, workers):
+    """The images of a part, at any depth below a class's folder. names: its class folders, in the order of the labels. info: of
+    data.DATASETS, for size and channels. Returns (parts as of decode_files, labels (N,) int64). Raises UserError for a class without
+    an image."""
+    left_out, paths = collections.Counter(), []
+    for name in names:
+        before = len(paths)
+        paths += images_below(str(part / name), left_out)
+        if len(paths) == before:
+            raise UserError(f'the class folder {part / name} holds no image: add some, or take the folder away'
+                            f'{described(part / name, left_out)}')
+    if left_out:
+        say(f'{part}: what is no image by its content is left out{described(part, left_out)}')
+    parts = decode_files(paths, info.size, info.channels, cache_dir, f'{part.parent.name}-{part.name}', workers)
+    label_of, start = {name: label for label, name in enumerate(names)}, len(os.path.join(part, ''))
+    labels = np.array([label_of[name[start:].split(os.sep)[0]] for p in parts for name in p.names()])
+    counts = np.bincount(labels, minlength=len(names))
+    if not counts.all():
+        raise UserError(f'no image of the class folder {part / names[counts.argmin()]} can be read: mend them, or take the folder away')
+    return parts, labels
+
+
+def statistics(parts):
+    """{'mean', 'std': a number a channel, of pixels in 0..1, 'grey': whether all images are so}, measured once and kept beside the
+    images in the cache."""
+    file = parts[0].file.with_name('statistics.json')
+    if file.is_file():
+        return read_json(file)
+    total, squares, count, grey = 0.0, 0.0, 0, True
+    for part in parts:
+        for images in np.array_split(part.images, -(-part.images.nbytes // 2**24)):  # 16 MB, times 8 as float64
+            grey = grey and bool((images == images[:, :1]).all())
+            pixels = images / 255
+            total, squares = total + pixels.sum(axis=(0, 2, 3)), squares + (pixels**2).sum(axis=(0, 2, 3))
+            count += pixels[:, 0].size
+    mean = total / count
+    std = np.sqrt(np.maximum(squares / count - mean**2, 0))
+    if std.min() < 1e-3:
+        raise UserError(f'the training images are blank (their standard deviation is {std.min():.4f}): look at {parts[0].names()[0]}')
+    measured = {'mean': mean.round(4).tolist(), 'std': std.round(4).tolist(), 'grey': grey}
+    with contextlib.suppress(OSError):  # a cache that can only be read serves too
+        write_json(file, measured)
+    return measured
