@@ -191,7 +191,7 @@ def test_mistakes_with_own_classes_are_one_line(classes, script, args, parts):
 
 
 def test_the_short_recipe_learns_by_muon_from_an_energetic_selection(photos):
-    done = run('DFND-train.py', '--dataset', 'cifar10', '--wild', 'wild', '--device', 'cpu', '--steps', 20, cwd=photos)
+    done = run('DFND-train.py', '--dataset', 'cifar10', '--wild', 'wild', '--device', 'cpu', '--steps', 20, '--run', 'short', cwd=photos)
     r = result(done)
     assert 'recipe short' in done.stdout.splitlines()[0] and '--recipe corrected' in done.stdout.splitlines()[0]
     assert (r['recipe'], r['select'], r['loss'], r['steps'], r['T']) == ('short', 'gumbel', 'kd', 20, 2)
