@@ -14,7 +14,7 @@ import torchvision
 
 import distributed
 from arguments import WHERE
-from networks import count_multiply_adds, count_parameters, save_network
+from networks import SIZE, count_multiply_adds, count_parameters, save_network
 from utils import UserError, first_line, read_json, say, write_json, written_aside
 from wild.workers import lock
 
@@ -170,7 +170,7 @@ class Run:
             return
         self._save_network(f'{self.kind}.pt')
         result = self.result(method, top1=self.top1, top1_best=self.best, params=count_parameters(self.net),
-                             flops=count_multiply_adds(self.net, self.facts['channels']), **measured)
+                             flops=count_multiply_adds(self.net, self.facts['channels'], self.facts.get('size', SIZE)), **measured)
         write_json(self.folder / 'result.json', result)
         print_result(result)
 

@@ -7,13 +7,14 @@ from scripts import ROOT
 
 # a file imports from those before it alone
 ORDER = ['utils', 'recipes', 'distributed', 'training', 'resnet', 'lenet', 'generator', 'losses', 'networks', 'arguments', 'wild.workers',
-         'wild.decode', 'data', 'runs', 'selection', 'wild.demo', 'wild.pool', 'wild.stream', 'teacher-train', 'DFND-train', 'DAFL-train',
+         'wild.decode', 'data', 'own.weights', 'own.spec', 'own.probe', 'own.teacher', 'own.student', 'runs', 'selection',
+         'wild.demo', 'wild.pool', 'wild.stream', 'own.export', 'own.estimate', 'teacher-train', 'DFND-train', 'DAFL-train',
          'paper.rows', 'paper.results', 'paper.tables', 'paper.bench_tables', 'paper.figures', 'reproduce', 'report',
          'bench.measure', 'bench.plain', 'bench.speed', 'bench.scale']
 # and, where one of these begins its name, from what begins with these
 ONLY = {**dict.fromkeys(('resnet', 'lenet', 'generator', 'losses'), ()), 'selection': ('utils', 'distributed', 'training'),
         'paper.': ('utils', 'paper.'), 'report': ('utils', 'paper.'), 'reproduce': ('utils', 'recipes', 'paper.', 'wild.pool')}
-FILES = sorted(path for place in ('*.py', 'wild/*.py', 'paper/*.py', 'bench/*.py') for path in ROOT.glob(place))
+FILES = sorted(path for place in ('*.py', 'own/*.py', 'wild/*.py', 'paper/*.py', 'bench/*.py') for path in ROOT.glob(place))
 
 
 def imported(tree):
