@@ -19,6 +19,7 @@ from data import DATASETS, load_test
 from generator import Generator
 from losses import activation_loss, information_entropy_loss, kd_loss, one_hot_loss
 from networks import count_parameters
+from own.export import export, formats
 from own.student import make_student, run_name
 from own.teacher import Wanted, load_teacher, own_info
 from runs import Run
@@ -90,9 +91,17 @@ def train_epoch(epoch, step, s, teacher, networks, optimizers):
     return step, lr, means
 
 
+@torch.no_grad()
+def drawn(generator, z, teacher):
+    """The generator's images as pixels: (n, channels, size, size) uint8."""
+    mean, std = teacher.normalise.mean, teacher.normalise.std
+    return ((generator.eval()(z) * std + mean) * 255).clamp(0, 255).byte()
+
+
 def main():
     # ---------------------------------------------------------------- settings and teacher
     args = parse()
+    args.export = formats(args.export) if args.export else None
     device = training.pick_device(args.device)
     teacher = load_teacher(Wanted.of(args), args.dataset, DATASETS.get(args.dataset), device, args.amp)
     teacher.check_gradients()
@@ -118,7 +127,11 @@ def main():
         epoch += 1
         step, lr, means = train_epoch(epoch, step, s, teacher, (student, generator), optimizers)
         run.end_epoch(epoch, step, lr, means, training.evaluate(student, test, teacher.normalise, device, student_amp))
-    run.finish('dafl', steps=step, images_seen=step * s.batch_size, teacher_top1=teacher_top1, teacher_arch=teacher.arch,
+    exported = {}
+    if s.export and distributed.rank() == 0:
+        z = torch.randn(100, s.latent_dim, generator=training.rng(s.seed, 'export')).to(device)
+        exported = export(run.folder, student, teacher, test.images[:1000] if test else drawn(generator, z, teacher), s)
+    run.finish('dafl', **exported, steps=step, images_seen=step * s.batch_size, teacher_top1=teacher_top1, teacher_arch=teacher.arch,
                teacher_width=teacher.width)
 
 

@@ -19,6 +19,8 @@ from arguments import at_least
 from data import DATASETS, EpochPlan, TransferSet, batches, load, load_test
 from losses import kd_loss, log_adaptation_matrix, noisy_nll
 from networks import count_parameters
+from own.estimate import estimated_accuracy, held_out
+from own.export import export, formats
 from own.student import make_student, run_name
 from own.teacher import Wanted, load_teacher, own_info
 from runs import Run, print_result
@@ -72,6 +74,7 @@ def parse():
 
 def check(args):
     """Raises UserError for flags that contradict each other."""
+    args.export = formats(args.export) if args.export else None
     if args.num_select and args.select == 'all':
         raise UserError(f'--num_select {args.num_select} and --select all contradict each other: leave one out')
     if args.stream and (args.select == 'all' or not args.num_select):
@@ -102,10 +105,7 @@ def settle(args, arch, width, teacher, teacher_top1):
                          **(dict(select=None, class_weights=False, wild_norm=None) if original else {}))
     if isinstance(s.teacher_acc, str):
         published = recipes.PUBLISHED_ACC.get(s.dataset) if s.teacher_acc == 'published' else None
-        s = s.replace(teacher_acc=published or (teacher_top1 or 0) / 100)
-    if not s.teacher_acc and 'nll' in s.loss:
-        raise UserError(f"{teacher.file} has no accuracy above 0, measured or in its facts: give the adaptation matrix's diagonal "
-                        'with --teacher_acc')
+        s = s.replace(teacher_acc=published or (teacher_top1 or 0) / 100 or None)
     if s.select == 'gumbel' and teacher.output != 'logits':
         warn(f'the teacher gives {teacher.output}, whose energy is the same for every image: --select gumbel draws by class at random')
     return s
@@ -223,9 +223,13 @@ def main():
         facts |= selection.facts()
         if s.score_only:
             return print_result(run.result('dfnd', **{**facts, 'epochs': 0, 'steps': 0, 'top1': None, 'top1_best': None}))
+        held = None if test else held_out(selection, pool, wild, teacher, s.seed)
+        if not s.teacher_acc and 'nll' in s.loss:
+            s = s.replace(teacher_acc=estimated_accuracy(pool, wild, teacher))
+            facts['teacher_acc'] = s.teacher_acc
     else:
         transfer = TransferSet(train.images, train.labels, None, teacher.normalise)
-        facts['num_select'] = None
+        facts['num_select'], held = None, None
 
     # ---------------------------------------------------------------- student
     theta = torch.zeros(teacher.classes, teacher.classes - 1, device=device, requires_grad=True)
@@ -240,14 +244,20 @@ def main():
         epoch += 1
         step, lr, means = train_epoch(epoch, step, s, teacher, transfer, (student, theta, optimizer, optimizer_theta))
         due = epoch % s.test_every == 0 or epoch == s.epochs
-        run.end_epoch(epoch, step, lr, means, training.evaluate(student, due and test, teacher.normalise, device, s.amp))
+        measured = [training.evaluate(student, due and split, teacher.normalise, device, s.amp) for split in (test, held)]
+        run.end_epoch(epoch, step, lr, means, measured[0], measured[1][1])
 
     # ---------------------------------------------------------------- result
     if 'nll' in s.loss and distributed.rank() == 0:
         np.save(run.folder / 'adaptation.npy', log_adaptation_matrix(theta, s.teacher_acc).exp().detach().cpu().numpy())
     per_epoch = -(-s.num_select // s.batch_size)
     seen = (step // per_epoch) * s.num_select + (step % per_epoch) * s.batch_size
-    run.finish('dfnd' if wild else 'kd', **{**facts, 'images_seen': seen})
+    facts['images_seen'] = seen
+    if held:
+        facts['agreement'] = training.evaluate(student, held, teacher.normalise, device, s.amp)[1]
+    if s.export and distributed.rank() == 0:
+        facts |= export(run.folder, student, teacher, (test or held or transfer).images[:1000], s)
+    run.finish('dfnd' if wild else 'kd', **facts)
 
 
 if __name__ == '__main__':

@@ -118,10 +118,14 @@ def add_student_arguments(g):
                    "as of --teacher; auto, the default: LeNet-5-Half or ResNet-18, smaller than the teacher")
     g.add_argument('--student_weights', metavar='FILE', help='a state dict to start from, such as of a pruned network')
     g.add_argument('--width', type=at_least(int, 1), help="a ResNet student's width (default: the teacher's)")
+    g.add_argument('--export', metavar='FORMATS', help='also write the student as onnx, pt2 or onnx,pt2, for use without this code')
+    g.add_argument('--export_normalise', action=argparse.BooleanOptionalAction, default=True,
+                   help='put mean and std into the exported file, so that it takes images in 0..1')
 
 
 # where and how a run is computed, and not what: these settings may differ between a run and its resumption
-WHERE = {'resume', 'workers', 'cache_dir', 'device', 'data', 'output_dir', 'run', 'teacher_dir', 'teacher_weights', 'score_only'}
+WHERE = {'resume', 'workers', 'cache_dir', 'device', 'data', 'output_dir', 'run', 'teacher_dir', 'teacher_weights', 'score_only', 'export',
+         'export_normalise'}
 
 
 def pick_recipe(given, own, published, device):

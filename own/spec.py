@@ -5,6 +5,7 @@ import hashlib
 import importlib.util
 import inspect
 import sys
+import warnings
 import zipfile
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +19,7 @@ from networks import ARCHS, LENET_WIDTH, build, load_network, resolve_width
 from own.weights import fit, is_torchscript, plain_line, read_content, read_weights
 from utils import UserError
 
+ROOT = Path(__file__).resolve().parent.parent  # of our own code
 FORMS = ('a network file of ours or its run\'s folder, TorchScript, .pt2, .onnx, '
          f'{", ".join(ARCHS)}, torchvision:NAME, timm:NAME, hub:DIR:ENTRY, or file.py:FUNCTION')
 
@@ -103,14 +105,24 @@ def of_ours(arch, weights, width, classes, channels):
 
 
 @contextlib.contextmanager
-def told(spec):
-    """What a user's code, or a package, raises while it builds a network, is one line."""
+def told(spec, folder=None):
+    """What a user's code, or a package, raises while it builds a network, is one line. folder: of the user's code, whose imports come from
+    there; its resnet.py or utils.py must not be taken for ours, so ours are out of sight meanwhile."""
+    path, hidden = list(sys.path), {}
+    if folder:
+        hidden = {k: m for k, m in sys.modules.items() if ROOT in Path(getattr(m, '__file__', None) or '/').parents and k != '__main__'}
+        sys.path[:] = [str(folder.resolve()), *(p for p in path if Path(p or '.').resolve() != ROOT), str(ROOT)]
+        for name in hidden:
+            del sys.modules[name]
     try:
         yield
     except UserError:
         raise
     except (Exception, SystemExit) as e:
         raise UserError(f'{spec} could not be built ({plain_line(e)}): call it in Python to see more') from None
+    finally:
+        sys.path[:] = path
+        sys.modules.update(hidden)
 
 
 def from_torchvision(name, classes, channels):
@@ -144,7 +156,7 @@ def from_hub(rest):
     folder, _, entry = rest.rpartition(':')
     if not (Path(folder) / 'hubconf.py').is_file():
         raise UserError(f'no {folder or "DIR"}/hubconf.py: hub:DIR:ENTRY takes the folder of a torch.hub repository on this machine')
-    with told(f'hub:{rest}'):
+    with told(f'hub:{rest}', Path(folder)):
         return torch.hub.load(folder, entry, source='local')
 
 
@@ -155,12 +167,8 @@ def from_function(file, name, classes, channels):
         raise UserError(f'no file {file}: file.py:FUNCTION takes a Python file and a function in it')
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
-    with told(file):
-        sys.path.insert(0, str(path.resolve().parent))  # what it imports may lie beside it
-        try:
-            spec.loader.exec_module(module)
-        finally:
-            sys.path.pop(0)
+    with told(file, path.parent):
+        spec.loader.exec_module(module)
     function = getattr(module, name, None)
     if not callable(function):
         raise UserError(f'{file} has no function {name}: {nearest(name, vars(module)) or "check its name"}')
@@ -169,7 +177,7 @@ def from_function(file, name, classes, channels):
                                               and p.name not in ('num_classes', 'in_chans') for p in parameters.values()):
         return function
     known = {'num_classes': classes, 'in_chans': channels}
-    with told(f'{file}:{name}'):
+    with told(f'{file}:{name}', path.parent):
         return function(**{k: v for k, v in known.items() if k in parameters and v})
 
 
@@ -214,7 +222,8 @@ def static(shape):
 
 
 def from_torchscript(path):
-    with told(path):
+    with told(path), warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # that this kind is old
         net = torch.jit.load(str(path), map_location='cpu').eval()
     return Made(net, 'TorchScript', {}, digest_of(path.read_bytes()))
 

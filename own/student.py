@@ -42,8 +42,9 @@ def contiguous(_, inputs):
 
 
 def smaller_width(arch, teacher):
-    """The greatest width at which our ResNet has at most half of the parameters of another's teacher; 64 where nobody knows them."""
-    half = (teacher.parameters or 2**62) / 2
+    """The greatest width at which our ResNet has at most half of the parameters of another's teacher, which, where nobody knows them, are
+    taken to be a number of four bytes each in its file."""
+    half = (teacher.parameters or teacher.file.stat().st_size / 4) / 2
     return next((w for w in WIDTHS if count_parameters(build(arch, w, teacher.classes, teacher.channels)) <= half), WIDTHS[-1])
 
 

@@ -34,7 +34,7 @@ class Weights(NamedTuple):
     @property
     def classes(self):
         """The rows of the last matrix, which is the classifier in nearly every network; of the last filters where there is no matrix."""
-        last = {value.ndim: len(value) for value in self.state.values()}
+        last = {value.ndim: len(value) for value in self.state.values() if value.ndim}
         return last.get(2, last.get(4))
 
 
