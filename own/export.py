@@ -72,7 +72,7 @@ def export(folder, student, teacher, images, settings):
         path = Path(folder) / f'student.{name}'
         try:
             with quiet():
-                WRITE[name](whole, pixels[:2], path)
+                WRITE[name](whole, pixels[:2].clone(), path)  # a view would take all images into the file
         except Exception as e:  # whatever a tracer raises for a network of others
             raise UserError(f'the student can not be exported to {name} ({first_line(e)}). Its code must hold for any '
                             'number of images: x.flatten(1) or x.size(0), not len(x). The training is kept: leave '

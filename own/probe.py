@@ -149,18 +149,17 @@ def normalisation(wanted, made, info, channels, bgr):
     values, notes = {}, []
     for key in ('mean', 'std'):
         given, stated = getattr(wanted, key), made.facts.get(key)
-        sources = ((given, None), (stated, None), (made.advice.get(key), f'{key} as {wanted.spec} has it for its own weights'),
-                   (info and getattr(info, key), f'{key} as the data set has it'))
-        value, note = next(((v, n) for v, n in sources if v is not None), (None, None))
+        sources = ((given, None), (stated, None), (made.advice.get(key), f'as {wanted.spec} has them for its own weights'),
+                   (info and getattr(info, key), 'as the data set has them'))
+        value, source = next(((v, n) for v, n in sources if v is not None), (None, None))
         if value is None:
             raise UserError(f"nobody says what mean and std {wanted.spec}'s input is normalised with: give --mean and --std, of pixels in "
                             "0..1, one number a channel; ImageNet's are --mean 0.485 0.456 0.406 --std 0.229 0.224 0.225, and an input of "
                             '0..1 as it is has --mean 0 --std 1')
         values[key] = as_tuple(f'--{key}', value, channels)
-        notes += [note] if note and made.kind != 'ours' else []
+        notes = [f'mean and std {source}'] if source else notes
     mean, std, undone = on_unit_scale(values['mean'], values['std'])
-    if (bgr and wanted.mean) or undone:
-        notes += [undone] if undone else []
+    notes += [undone] if undone else []
     stated = [made.facts.get(key) for key in ('mean', 'std')]
     if all(stated) and any(abs(a - b) > 1e-3 for a, b in zip(mean + std, sum(map(tuple, on_unit_scale(*map(tuple, stated))[:2]), ()))):
         raise UserError(f'--mean or --std differ from those in {wanted.spec}, {stated[0]} and {stated[1]}: leave them out')

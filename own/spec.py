@@ -52,6 +52,7 @@ def make(spec, weights=None, width=None, classes=None, channels=None):
         return open_file(Path(spec))
     weights = read_weights(weights) if weights else None
     classes = weights.classes if weights else classes
+    channels = weights.first[1] if weights and weights.first else channels
     if spec in ARCHS:
         return of_ours(spec, weights, width, classes, channels)
     if width:
@@ -92,11 +93,9 @@ def digest_of_state(net):
 
 
 def of_ours(arch, weights, width, classes, channels):
-    """One of our own networks; its width and channels are those of the weights' first filters, where there are weights."""
-    if weights:
-        filters = next((v for k, v in weights.state.items() if v.ndim == 4), torch.zeros(0, 0, 0, 0))
-        width = width or (None if arch in LENET_WIDTH else len(filters) or None)
-        channels = filters.shape[1] or channels
+    """One of our own networks; its width is the number of the weights' first filters, where there are weights."""
+    if weights and weights.first and arch not in LENET_WIDTH:
+        width = width or weights.first[0]
     width = resolve_width(arch, width)
     net = build(arch, width, classes or 10, channels or 3)
     undone = tuple(fit(net, weights)) if weights else ()
@@ -172,11 +171,11 @@ def from_function(file, name, classes, channels):
     function = getattr(module, name, None)
     if not callable(function):
         raise UserError(f'{file} has no function {name}: {nearest(name, vars(module)) or "check its name"}')
+    known = {'num_classes': classes, **dict.fromkeys(('in_chans', 'in_channels', 'num_channels'), channels)}
     parameters = {} if isinstance(function, nn.Module) else inspect.signature(function).parameters
     if isinstance(function, nn.Module) or any(p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
-                                              and p.name not in ('num_classes', 'in_chans') for p in parameters.values()):
+                                              and p.name not in known for p in parameters.values()):
         return function
-    known = {'num_classes': classes, 'in_chans': channels}
     with told(f'{file}:{name}', path.parent):
         return function(**{k: v for k, v in known.items() if k in parameters and v})
 

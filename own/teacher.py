@@ -148,7 +148,7 @@ class Teacher:
         wrong += [f'guessing gives {100 / self.classes:.2f} %'] if top1 < 150 / self.classes else []
         if wrong:
             warn(f'the teacher is right on {top1:.2f} % of the test images, and {" and ".join(wrong)}: check --mean and --std (of '
-                 'pixels in 0..1, not swapped), the order of the classes, and RGB against BGR (--channels bgr). '
+                 'pixels in 0..1, not swapped), the size of its images, the order of the classes, and RGB against BGR (--channels bgr). '
                  + self.likely_cause(test, top1))
         return top1
 

@@ -37,6 +37,11 @@ class Weights(NamedTuple):
         last = {value.ndim: len(value) for value in self.state.values() if value.ndim}
         return last.get(2, last.get(4))
 
+    @property
+    def first(self):
+        """The shape of the first filters, (filters, channels, height, width), or None."""
+        return next((tuple(value.shape) for value in self.state.values() if value.ndim == 4), None)
+
 
 def read_content(path):
     """What torch.save wrote to the file, without running anything in it. Raises UserError also for a pickled network."""
