@@ -18,16 +18,20 @@ from arguments import at_least
 from data import DATASETS, load_test
 from generator import Generator
 from losses import activation_loss, information_entropy_loss, kd_loss, one_hot_loss
-from networks import ARCHS, build, count_parameters, load_teacher, resolve_width
+from networks import count_parameters
+from own.export import export, formats
+from own.student import make_student, run_name
+from own.teacher import Wanted, load_teacher, own_info
 from runs import Run
-from utils import UserError, progress, say
+from utils import progress, say
 
 
 def parse():
     parser = arguments.Parser(__doc__.split('\n')[0])
     positive = at_least(float, 0, strict=True)
-    g = arguments.add_common_arguments(parser, DATASETS)
-    arguments.add_student_arguments(g, ARCHS)
+    g = arguments.add_common_arguments(parser, (*DATASETS, 'none'))
+    arguments.add_teacher_arguments(parser)
+    arguments.add_student_arguments(g)
     g.add_argument('--epochs', '--n_epochs', type=at_least(int, 1),
                    help='each ends with an evaluation; the published number unless given')
     g.add_argument('--epoch_steps', type=at_least(int, 1), help='steps of an epoch: 120 as published')
@@ -38,16 +42,16 @@ def parse():
     g.add_argument('--oh', type=at_least(float, 0), help='weight of the one-hot loss')
     g.add_argument('--ie', type=at_least(float, 0), help='weight of the information entropy loss: raise it if classes are missing')
     g.add_argument('--a', type=at_least(float, 0), help='weight of the activation loss')
-    return parser.parse_args()
+    parser.set_defaults(dataset=None)
+    args = parser.parse_args()
+    args.dataset = args.dataset or (None if args.teacher_dir else 'MNIST')  # None: the one that the teacher's file names, or none
+    return args
 
 
-def settle(args, teacher):
-    arch = args.arch or DATASETS[args.dataset].student
-    if teacher.size % 4:
-        raise UserError(f'{teacher.file} takes {teacher.size} x {teacher.size} pixels, and the generator draws multiples of 4 alone: train '
-                        'a teacher of another --size')
+def settle(args, arch, width, teacher):
+    recipe = teacher.dataset if teacher.dataset in recipes.DAFL else 'cifar10' if teacher.channels == 3 else 'MNIST'
     return arguments.settle(
-        args, recipes.DAFL[args.dataset], arch=arch, width=resolve_width(arch, args.width, teacher), loss='oh+ie+a+kd',
+        args, recipes.DAFL[recipe], arch=arch, width=width, loss='oh+ie+a+kd', dataset=teacher.dataset,
         teacher=teacher.digest, device=teacher.device.type,
         amp=training.pick_amp(args.amp, teacher.device, 'generator'))  # of all three networks: the generator takes most of the time
 
@@ -67,7 +71,7 @@ def train_epoch(epoch, step, s, teacher, networks, optimizers):
         z = torch.randn(s.batch_size, s.latent_dim, generator=noise)[first:last].to(device)
         with training.autocast(device, s.amp):
             images = generator(z)  # (B, channels, size, size), already in the teacher's normalised space
-            t, feature = teacher.net(images, out_feature=True)
+            t, feature = teacher.logits_and_features(images)
             logits = student(images.detach())
         t, logits = t.float(), logits.float()
         p = distributed.mean_with_gradient(F.softmax(t, dim=1).mean(dim=0) * weight)  # (classes,), over the global batch
@@ -87,27 +91,35 @@ def train_epoch(epoch, step, s, teacher, networks, optimizers):
     return step, lr, means
 
 
+@torch.no_grad()
+def drawn(generator, z, teacher):
+    """The generator's images as pixels: (n, channels, size, size) uint8."""
+    mean, std = teacher.normalise.mean, teacher.normalise.std
+    return ((generator.eval()(z) * std + mean) * 255).clamp(0, 255).byte()
+
+
 def main():
     # ---------------------------------------------------------------- settings and teacher
     args = parse()
+    args.export = formats(args.export) if args.export else None
     device = training.pick_device(args.device)
-    teacher = load_teacher(args.teacher_dir or args.output_dir, args.dataset, DATASETS[args.dataset], device, args.amp)
-    s = settle(args, teacher)
-    test = load_test(s.dataset, s.data, s.cache_dir, s.workers, device, DATASETS[s.dataset].of_teacher(teacher))
+    teacher = load_teacher(Wanted.of(args), args.dataset, DATASETS.get(args.dataset), device, args.amp)
+    teacher.check_gradients()
+    student, arch, width = make_student(args, own_info(teacher).student, teacher, 'dafl')
+    s = settle(args, arch, width, teacher)
+    generator = training.to_device(Generator(teacher.size, s.latent_dim, teacher.channels), device)  # right after the student, by one seed
+    test = load_test(s.dataset, s.data, s.cache_dir, s.workers, device, own_info(teacher))
     teacher_top1 = teacher.measure(test)
-    run = Run(s, f'{s.dataset}-dafl-{s.arch}-w{s.width}-s{s.seed}', device)
+    run = Run(s, run_name(s.dataset, 'dafl', arch, width, s.seed), device)
     arguments.say_settings(s)
     if run.finished():
         return
 
     # ---------------------------------------------------------------- student and generator
-    training.seed_init(s.seed, 'dafl')
-    student = training.to_device(build(s.arch, s.width, teacher.classes, teacher.channels), device)
-    generator = training.to_device(Generator(teacher.size, s.latent_dim, teacher.channels), device)
     optimizers = training.make_optimizer(s.optimizer, student.parameters(), s.lr), torch.optim.Adam(generator.parameters(), lr=s.lr_G)
-    epoch, step = run.start('student', student, teacher.facts(arch=s.arch, width=s.width), generator=generator, optimizer_S=optimizers[0],
+    epoch, step = run.start('student', student, teacher.facts(arch=arch, width=width), generator=generator, optimizer_S=optimizers[0],
                             optimizer_G=optimizers[1])
-    say(f'student: {s.arch}, width {s.width}, {count_parameters(student):,} parameters; generator: {count_parameters(generator):,}')
+    say(f'student: {arch}, width {width}, {count_parameters(student):,} parameters; generator: {count_parameters(generator):,}')
 
     # ---------------------------------------------------------------- generate and distil
     student_amp = training.pick_amp(args.amp, device, s.arch)  # to evaluate in, as the other scripts do
@@ -115,7 +127,11 @@ def main():
         epoch += 1
         step, lr, means = train_epoch(epoch, step, s, teacher, (student, generator), optimizers)
         run.end_epoch(epoch, step, lr, means, training.evaluate(student, test, teacher.normalise, device, student_amp))
-    run.finish('dafl', steps=step, images_seen=step * s.batch_size, teacher_top1=teacher_top1, teacher_arch=teacher.arch,
+    exported = {}
+    if s.export and distributed.rank() == 0:
+        z = torch.randn(100, s.latent_dim, generator=training.rng(s.seed, 'export')).to(device)
+        exported = export(run.folder, student, teacher, test.images[:1000] if test else drawn(generator, z, teacher), s)
+    run.finish('dafl', **exported, steps=step, images_seen=step * s.batch_size, teacher_top1=teacher_top1, teacher_arch=teacher.arch,
                teacher_width=teacher.width)
 
 

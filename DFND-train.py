@@ -18,7 +18,11 @@ import training
 from arguments import at_least
 from data import DATASETS, EpochPlan, TransferSet, batches, load, load_test, padding_of
 from losses import kd_loss, log_adaptation_matrix, noisy_nll
-from networks import ARCHS, build, count_parameters, load_teacher, resolve_width
+from networks import count_parameters
+from own.estimate import estimated_accuracy, held_out
+from own.export import export, formats
+from own.student import make_student, run_name
+from own.teacher import Wanted, load_teacher, own_info
 from runs import Run, print_result
 from selection import SELECT, Rule, score_and_select
 from utils import UserError, progress, say, warn
@@ -31,8 +35,9 @@ LOSSES = ('kd+nll', 'kd', 'nll', 'kd+ce', 'ce')
 def parse():
     parser = arguments.Parser(__doc__.split('\n')[0])
     positive, flag = at_least(float, 0, strict=True), argparse.BooleanOptionalAction
-    g = arguments.add_common_arguments(parser, DATASETS)
-    arguments.add_student_arguments(g, ARCHS)
+    g = arguments.add_common_arguments(parser, (*DATASETS, 'none'))
+    arguments.add_teacher_arguments(parser)
+    arguments.add_student_arguments(g)
     g.add_argument('--recipe', choices=recipes.DFND, help='the settings of every flag that is not given: released and first-upload as '
                    'in the two published files; corrected: released with its faults mended; lenet, short: ours, short for ResNets that see '
                    'few images (default: lenet for LeNets, short for a ResNet on a CPU, corrected on a GPU)')
@@ -61,14 +66,31 @@ def parse():
                    'what can still be chosen; needs --num_select')
     g.add_argument('--score_only', action='store_true', help='stop after the selection; to distil, run the same command with --resume in '
                    'place of --score_only')
-    return parser.parse_args()
+    parser.set_defaults(dataset=None)
+    args = parser.parse_args()
+    args.dataset = args.dataset or (None if args.teacher_dir else 'MNIST')  # None: the one that the teacher's file names, or none
+    return args
 
 
-def check(args, device):
-    """Raises UserError for flags that contradict each other, and fills in recipe and loss."""
+def check(args):
+    """Raises UserError for flags that contradict each other."""
+    args.export = formats(args.export) if args.export else None
+    if args.num_select and args.select == 'all':
+        raise UserError(f'--num_select {args.num_select} and --select all contradict each other: leave one out')
+    if args.stream and (args.select == 'all' or not args.num_select):
+        raise UserError('--stream keeps --num_select images of a pool whose size it does not know: give --num_select, and a '
+                        '--select other than all')
+    if args.epochs and args.steps:
+        raise UserError('--epochs and --steps are both given: leave one out')
+    if args.teacher_acc and args.teacher_acc > 1:
+        raise UserError(f'--teacher_acc {args.teacher_acc}, but it is a fraction such as 0.95')
+
+
+def settle(args, arch, width, teacher, teacher_top1):
+    """All settings except those that depend on the pool's size. arch, width: the student's. teacher_top1: in percent, or None. Raises
+    UserError for flags that contradict the recipe."""
     original = args.transfer_set == 'original'
-    arch = args.arch or DATASETS[args.dataset].student
-    args.recipe = arguments.pick_recipe(args.recipe, 'lenet' if arch.startswith('lenet') else None, 'corrected', device)
+    args.recipe = arguments.pick_recipe(args.recipe, 'lenet' if arch.startswith('lenet') else None, 'corrected', teacher.device)
     loss = args.loss = args.loss or ('kd+ce' if original else recipes.DFND[args.recipe]['loss'])
     wild_only = [f for f in ('wild', 'select', 'num_select', 'class_weights', 'wild_norm', 'teacher_acc', 'stream', 'score_only')
                  if getattr(args, f)]
@@ -78,32 +100,17 @@ def check(args, device):
     for flag, term in (('teacher_acc', 'nll'), ('T', 'kd')):
         if getattr(args, flag) and term not in loss:
             raise UserError(f'--{flag} is of the term {term}, which --loss {loss} leaves out: leave --{flag} out too')
-    if args.num_select and args.select == 'all':
-        raise UserError(f'--num_select {args.num_select} and --select all contradict each other: leave one out')
-    if args.stream and (args.select == 'all' or not args.num_select):
-        raise UserError('--stream keeps --num_select images of a pool whose size it does not know: give --num_select, and a '
-                        '--select other than all')
-    if not (original or args.wild or DATASETS[args.dataset].wild):
-        raise UserError(f'--dataset {args.dataset} has no wild pool of its own: name images with --wild')
-    if args.epochs and args.steps:
-        raise UserError('--epochs and --steps are both given: leave one out')
-    if args.teacher_acc and args.teacher_acc > 1:
-        raise UserError(f'--teacher_acc {args.teacher_acc}, but it is a fraction such as 0.95')
-
-
-def settle(args, teacher, teacher_top1):
-    """All settings except those that depend on the pool's size. teacher_top1: in percent, or None."""
-    arch = args.arch or DATASETS[args.dataset].student
-    original = dict(select=None, class_weights=False, wild_norm=None) if args.transfer_set == 'original' else {}
-    s = arguments.settle(args, recipes.DFND[args.recipe], arch=arch, width=resolve_width(arch, args.width, teacher),
-                         teacher=teacher.digest, device=teacher.device.type, amp=training.pick_amp(args.amp, teacher.device, arch),
-                         flip=DATASETS[args.dataset].flip and teacher.channels == 3 if args.flip is None else args.flip, **original)
+    if not (original or args.wild or own_info(teacher).wild):
+        raise UserError(f'--dataset {teacher.dataset} has no wild pool of its own: name images with --wild')
+    s = arguments.settle(args, recipes.DFND[args.recipe], arch=arch, width=width, teacher=teacher.digest, device=teacher.device.type,
+                         dataset=teacher.dataset, amp=training.pick_amp(args.amp, teacher.device, arch),
+                         flip=own_info(teacher).flip and teacher.channels == 3 if args.flip is None else args.flip,
+                         **(dict(select=None, class_weights=False, wild_norm=None) if original else {}))
     if isinstance(s.teacher_acc, str):
         published = recipes.PUBLISHED_ACC.get(s.dataset) if s.teacher_acc == 'published' else None
-        s = s.replace(teacher_acc=published or (teacher_top1 or 0) / 100)
-    if not s.teacher_acc and 'nll' in s.loss:
-        raise UserError(f"{teacher.file} has no accuracy above 0, measured or in its facts: give the adaptation matrix's diagonal "
-                        'with --teacher_acc')
+        s = s.replace(teacher_acc=published or (teacher_top1 or 0) / 100 or None)
+    if s.select == 'gumbel' and teacher.output != 'logits':
+        warn(f'the teacher gives {teacher.output}, whose energy is the same for every image: --select gumbel draws by class at random')
     return s
 
 
@@ -186,16 +193,18 @@ def train_epoch(epoch, step, s, teacher, transfer, learner):
 def main():
     # ---------------------------------------------------------------- settings, teacher, pool
     args = parse()
-    info = DATASETS[args.dataset]
+    check(args)
     device = training.pick_device(args.device)
-    check(args, device)
-    teacher = load_teacher(args.teacher_dir or args.output_dir, args.dataset, info, device, args.amp)
-    info = info.of_teacher(teacher)
-    test = load_test(args.dataset, args.data, args.cache_dir, args.workers, device, info)
+    teacher = load_teacher(Wanted.of(args), args.dataset, DATASETS.get(args.dataset), device, args.amp)
+    info = own_info(teacher)
+    student, arch, width = make_student(args, info.student, teacher, 'student')
+    test = load_test(teacher.dataset, args.data, args.cache_dir, args.workers, device, info)
     teacher_top1 = teacher.measure(test)
-    s = settle(args, teacher, teacher_top1)
+    s = settle(args, arch, width, teacher, teacher_top1)
     wild = pool = None
     if s.transfer_set == 'original':
+        if s.dataset not in DATASETS:
+            raise UserError('--transfer_set original needs labelled data: name it with --dataset')
         train = load(s.dataset, s.data, True, s.cache_dir, s.workers, info).to(device)
         s = settle_budget(args, s, len(train.labels))
     else:
@@ -203,7 +212,7 @@ def main():
         pool = None if s.stream else open_pool(wild)
         s = settle_budget(args, s, None if s.stream else len(pool))
     method = f'dfnd-{s.select}' if wild else 'kd'
-    run = Run(s, f'{s.dataset}-{method}-{s.arch}-w{s.width}-s{s.seed}', device, () if args.teacher_acc else ('teacher_acc',))
+    run = Run(s, run_name(s.dataset, method, arch, width, s.seed), device, () if args.teacher_acc else ('teacher_acc',))
     s = run.settings
     arguments.say_settings(s)
     if run.finished():
@@ -217,33 +226,41 @@ def main():
         facts |= selection.facts()
         if s.score_only:
             return print_result(run.result('dfnd', **{**facts, 'epochs': 0, 'steps': 0, 'top1': None, 'top1_best': None}))
+        held = None if test else held_out(selection, pool, wild, teacher, s.seed)
+        if not s.teacher_acc and 'nll' in s.loss:
+            s = s.replace(teacher_acc=estimated_accuracy(pool, wild, teacher))
+            facts['teacher_acc'] = s.teacher_acc
     else:
         transfer = TransferSet(train.images, train.labels, None, teacher.normalise)
-        facts['num_select'] = None
+        facts['num_select'], held = None, None
 
     # ---------------------------------------------------------------- student
-    training.seed_init(s.seed, 'student')
-    student = training.to_device(build(s.arch, s.width, teacher.classes, teacher.channels), device)
     theta = torch.zeros(teacher.classes, teacher.classes - 1, device=device, requires_grad=True)
     optimizer = training.make_optimizer(s.optimizer, student.parameters(), s.lr)
     optimizer_theta = torch.optim.Adam([theta], lr=s.lr_theta)
-    epoch, step = run.start('student', student, teacher.facts(arch=s.arch, width=s.width), theta=theta, optimizer=optimizer,
+    epoch, step = run.start('student', student, teacher.facts(arch=arch, width=width), theta=theta, optimizer=optimizer,
                             optimizer_theta=optimizer_theta)
-    say(f'student: {s.arch}, width {s.width}, {count_parameters(student):,} parameters, on {s.num_select} images')
+    say(f'student: {arch}, width {width}, {count_parameters(student):,} parameters, on {s.num_select} images')
 
     # ---------------------------------------------------------------- distil
     while epoch < s.epochs:
         epoch += 1
         step, lr, means = train_epoch(epoch, step, s, teacher, transfer, (student, theta, optimizer, optimizer_theta))
         due = epoch % s.test_every == 0 or epoch == s.epochs
-        run.end_epoch(epoch, step, lr, means, training.evaluate(student, due and test, teacher.normalise, device, s.amp))
+        measured = [training.evaluate(student, due and split, teacher.normalise, device, s.amp) for split in (test, held)]
+        run.end_epoch(epoch, step, lr, means, measured[0], measured[1][1])
 
     # ---------------------------------------------------------------- result
     if 'nll' in s.loss and distributed.rank() == 0:
         np.save(run.folder / 'adaptation.npy', log_adaptation_matrix(theta, s.teacher_acc).exp().detach().cpu().numpy())
     per_epoch = -(-s.num_select // s.batch_size)
     seen = (step // per_epoch) * s.num_select + (step % per_epoch) * s.batch_size
-    run.finish('dfnd' if wild else 'kd', **{**facts, 'images_seen': seen})
+    facts['images_seen'] = seen
+    if held:
+        facts['agreement'] = training.evaluate(student, held, teacher.normalise, device, s.amp)[1]
+    if s.export and distributed.rank() == 0:
+        facts |= export(run.folder, student, teacher, (test or held or transfer).images[:1000], s)
+    run.finish('dfnd' if wild else 'kd', **facts)
 
 
 if __name__ == '__main__':

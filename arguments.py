@@ -97,15 +97,38 @@ def add_optimizer_arguments(g):
                    'epoch always has one')
 
 
-def add_student_arguments(g, archs):
+def add_teacher_arguments(parser):
+    """What the scripts that have a teacher share. A SPEC: see own/spec.py."""
+    g = parser.add_argument_group('teacher')
+    g.add_argument('--teacher', '--teacher_dir', dest='teacher_dir', metavar='SPEC', help="an output folder, a run's folder, a file (ours, "
+                   'TorchScript, .pt2, .onnx), or a builder with --teacher_weights: resnet34, torchvision:NAME, timm:NAME, hub:DIR:ENTRY, '
+                   'file.py:FUNCTION (default: --output_dir); see docs/your-own.md')
+    g.add_argument('--teacher_weights', metavar='FILE', help="a builder's state dict, in any of the forms that people save")
+    g.add_argument('--teacher_width', type=at_least(int, 1), help="of our ResNets (default: the weights')")
+    g.add_argument('--teacher_output', choices=('logits', 'probabilities', 'log_probabilities'),
+                   help='checks what the teacher gives; found by a probe unless given')
+    g.add_argument('--mean', nargs='+', type=float, metavar='X', help="of the pixels that the teacher was trained on, in 0..1, one a "
+                   "channel; needed where neither the teacher's file nor its builder nor --dataset says it")
+    g.add_argument('--std', nargs='+', type=at_least(float, 0, strict=True), metavar='X', help='as --mean')
+    g.add_argument('--size', type=at_least(int, 1), help="of the teacher's images (default: its file's, its builder's or found by a probe)")
+    g.add_argument('--channels', choices=('1', '3', 'bgr'), help='bgr: three, blue first, with --mean and --std in that order')
+    g.add_argument('--class_names', nargs='+', metavar='NAME', help='in the order of the outputs, or a text file with one a line')
+
+
+def add_student_arguments(g):
     """What the scripts that distil a student from a teacher share."""
-    g.add_argument('--teacher_dir', metavar='PATH', help="the teacher: an output folder, a run's folder or a file (default: --output_dir)")
-    g.add_argument('--arch', type=name_in(archs), metavar='NAME', help='the student: LeNet-5-Half or ResNet-18 unless given')
+    g.add_argument('--student', '--arch', dest='arch', metavar='SPEC', help='resnet18, lenet5half, a network file of ours, or a builder '
+                   "as of --teacher; auto, the default: LeNet-5-Half or ResNet-18, smaller than the teacher")
+    g.add_argument('--student_weights', metavar='FILE', help='a state dict to start from, such as of a pruned network')
     g.add_argument('--width', type=at_least(int, 1), help="a ResNet student's width (default: the teacher's)")
+    g.add_argument('--export', metavar='FORMATS', help='also write the student as onnx, pt2 or onnx,pt2, for use without this code')
+    g.add_argument('--export_normalise', action=argparse.BooleanOptionalAction, default=True,
+                   help='put mean and std into the exported file, so that it takes images in 0..1')
 
 
 # where and how a run is computed, and not what: these settings may differ between a run and its resumption
-WHERE = {'resume', 'workers', 'cache_dir', 'device', 'data', 'output_dir', 'run', 'teacher_dir', 'score_only'}
+WHERE = {'resume', 'workers', 'cache_dir', 'device', 'data', 'output_dir', 'run', 'teacher_dir', 'teacher_weights', 'score_only', 'export',
+         'export_normalise'}
 
 
 def pick_recipe(given, own, published, device):

@@ -134,18 +134,20 @@ class Run:
         say(f'resumed {self.folder} after epoch {last["epoch"]}')
         return last['epoch'], last['step']
 
-    def end_epoch(self, epoch, step, lr, means, test):
+    def end_epoch(self, epoch, step, lr, means, test, agreement=None):
         """Logs the epoch as a row of metrics.jsonl and a line, keeps the best network, and writes last.pt. means: a training.Means.
-        test: (loss, top-1 in percent) on the test data, or a pair of None without any."""
+        test: (loss, top-1 in percent) on the test data, or a pair of None without any. agreement: with the teacher, in percent."""
         test_loss, self.top1 = test
         row = {'epoch': epoch, 'step': step, 'lr': lr, **means.read(), 'test_loss': test_loss, 'top1': self.top1,
                'images_per_s': means.count / means.seconds, 'seconds': self.seconds()}
+        if agreement is not None:
+            row['agreement'] = agreement
         if distributed.rank() > 0:
             return
         with open(self.folder / 'metrics.jsonl', 'a') as f:
             f.write(json.dumps(row) + '\n')
         losses = [f'{k} {v:.4f}' for k, v in row.items() if 'loss' in k and v is not None]
-        top1 = [f'top1 {self.top1:.2f}'] if self.top1 is not None else []
+        top1 = [f'{name} {value:.2f}' for name, value in (('top1', self.top1), ('agreement', agreement)) if value is not None]
         say('  '.join([f'epoch {epoch}/{self.settings.epochs}', f'step {step}', f'lr {lr:.4g}', *losses, *top1,
                        f'{row["images_per_s"]:.0f} img/s', f'{row["seconds"]:.0f} s']))
         if self.top1 is not None and (self.best is None or self.top1 > self.best):

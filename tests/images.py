@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torchvision import transforms
 
-from networks import Teacher
+from own.teacher import Teacher
 from utils import UserError
 
 CPU = torch.device('cpu')

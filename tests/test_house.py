@@ -7,13 +7,14 @@ from scripts import ROOT
 
 # a file imports from those before it alone
 ORDER = ['utils', 'recipes', 'distributed', 'training', 'resnet', 'lenet', 'generator', 'losses', 'networks', 'arguments', 'wild.workers',
-         'wild.pixels', 'wild.decode', 'wild.sources', 'wild.kinds', 'wild.demo', 'wild.pool', 'wild.classes', 'data', 'runs', 'selection',
-         'wild.make_pools', 'wild.stream', 'teacher-train', 'DFND-train', 'DAFL-train', 'paper.rows', 'paper.results', 'paper.tables',
-         'paper.bench_tables', 'paper.figures', 'reproduce', 'report', 'bench.measure', 'bench.plain', 'bench.speed', 'bench.scale']
+         'wild.pixels', 'wild.decode', 'wild.sources', 'wild.kinds', 'wild.demo', 'wild.pool', 'wild.classes', 'data', 'own.weights',
+         'own.spec', 'own.probe', 'own.teacher', 'own.student', 'runs', 'selection', 'wild.make_pools', 'wild.stream', 'own.export',
+         'own.estimate', 'teacher-train', 'DFND-train', 'DAFL-train', 'paper.rows', 'paper.results', 'paper.tables', 'paper.bench_tables',
+         'paper.figures', 'reproduce', 'report', 'bench.measure', 'bench.plain', 'bench.speed', 'bench.scale']
 # and, where one of these begins its name, from what begins with these
 ONLY = {**dict.fromkeys(('resnet', 'lenet', 'generator', 'losses'), ()), 'selection': ('utils', 'distributed', 'training'),
         'paper.': ('utils', 'paper.'), 'report': ('utils', 'paper.'), 'reproduce': ('utils', 'recipes', 'paper.', 'wild.pool')}
-FILES = sorted(path for place in ('*.py', 'wild/*.py', 'paper/*.py', 'bench/*.py') for path in ROOT.glob(place))
+FILES = sorted(path for place in ('*.py', 'own/*.py', 'wild/*.py', 'paper/*.py', 'bench/*.py') for path in ROOT.glob(place))
 
 
 def imported(tree):

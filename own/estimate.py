@@ -1,0 +1,64 @@
+"""Without labelled data: what to take for the teacher's accuracy, and what to measure of the student."""
+
+import numpy as np
+import torch
+
+import distributed
+from data import Split
+from selection import BATCH, Rule, scores_of, select
+from training import rng
+from utils import say
+from wild.pool import open_stream
+
+SAMPLE = 2000  # wild images that the accuracy is estimated from
+HELD = 1000  # wild images, at most, that agreement is measured on
+
+
+def held_out(selection, pool, wild, teacher, seed):
+    """A Split of wild images that were not selected, with the teacher's arg-max as labels: top-1 on it is the student's agreement with the
+    teacher. None where every image was selected. They are what the rule left, so mostly harder than the selected ones, and the
+    agreement is lower than on images as they come. pool: None for a stream, whose first part is read again."""
+    if pool is not None:
+        left = np.setdiff1d(np.arange(len(pool)), selection.chosen)
+        rows = left[torch.randperm(len(left), generator=rng(seed, 'held out'))[:HELD].numpy()]
+        images = pool.take(np.sort(rows)) if len(rows) else None
+    else:
+        images = None if distributed.world() > 1 else unchosen_of_stream(selection, wild)
+    if images is None:
+        say('no wild image is left to measure agreement on')
+        return None
+    images = images.to(teacher.device)
+    return Split(images, torch.cat([teacher.logits(some).argmax(dim=1) for some in images.split(250)]))
+
+
+def unchosen_of_stream(selection, wild):
+    chosen = set(selection.pool.names())
+    for _, images, names in open_stream(wild):
+        rows = [row for row, name in enumerate(names) if name not in chosen][:HELD]
+        if rows:
+            return torch.from_numpy(images[rows].copy())
+    return None
+
+
+def estimated_accuracy(pool, wild, teacher):
+    """The teacher's accuracy in 0..1, from unlabelled images alone: the mean of two confidences (a confidence is the mean of the greatest
+    softmax probability), that on SAMPLE wild images and that on their surest quarter, balanced over the predicted classes. On images
+    of other things a teacher is less sure than on its own, and on the surest of them surer than it is right: the truth lay mostly
+    between. docs/your-own.md has the error on teachers whose accuracy is known. pool: None for a stream, whose first images are read."""
+    if pool is not None:
+        images = pool.take(np.linspace(0, len(pool) - 1, min(SAMPLE, len(pool))).round().astype(np.int64))
+    else:
+        parts, count = [], 0
+        for _, some, _ in open_stream(wild):
+            parts.append(some)
+            count += len(some)
+            if count >= SAMPLE:
+                break
+        images = torch.from_numpy(np.concatenate(parts)[:SAMPLE])
+    noise, _, labels = (torch.cat(x).cpu().numpy() for x in zip(*(scores_of(teacher, some) for some in images.split(BATCH))))
+    surest = select(noise, labels, Rule('balanced', max(1, len(noise) // 4), 0), teacher.classes)
+    value = (np.exp(-noise).mean() + np.exp(-noise[surest]).mean()) / 2
+    value = distributed.total(torch.tensor([float(value)], device=teacher.device)).item() / distributed.world()
+    say(f"the teacher's accuracy is not known: estimated as {value:.3f} by its confidence on {len(noise)} wild images, for the adaptation "
+        "matrix's diagonal; --teacher_acc gives a better one")
+    return value

@@ -1,0 +1,166 @@
+"""What a network takes and gives, found by running it: sizes, channels, classes, logits or probabilities; and what flags and files say."""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from own.weights import plain_line
+from training import rng
+from utils import UserError
+
+OUTPUTS = ('logits', 'probabilities', 'log_probabilities')
+SIZES = (32, 28, 64, 96, 128, 224, 299, 384)  # tried, where nobody says
+
+
+class Outputs(nn.Module):
+    """Any network as one that takes our images and gives logits: BGR order, fixed batches, tuples and probabilities are its matter.
+
+    log p serves as logits: the softmax of it is p, and distillation and noise read nothing else. (The energy, logsumexp, is lost: 0.)"""
+
+    def __init__(self, call, output='logits', bgr=False, batch=None):
+        super().__init__()
+        self.call, self.output, self.bgr, self.batch = call, output, bgr, batch
+
+    def forward(self, x):
+        x = (x.flip(1) if self.bgr else x).contiguous()  # many networks of others can't read channels_last
+        if self.batch:  # as many as it takes at a time, the last ones filled up
+            pad = -len(x) % self.batch
+            parts = torch.cat([x, x[-1:].expand(pad, *x.shape[1:])]).split(self.batch)
+            y = torch.cat([scores(self.call(part)) for part in parts])[: len(x)]
+        else:
+            y = scores(self.call(x))
+        return y.float().clamp_min(torch.finfo(torch.float32).tiny).log() if self.output == 'probabilities' else y
+
+
+def scores(outputs):
+    """The tensor (B, classes) among a network's outputs: a tensor, an array, a tuple (its first: others are auxiliary), or a dictionary or
+    object with logits."""
+    if hasattr(outputs, 'keys'):
+        outputs = outputs['logits'] if 'logits' in outputs else next(iter(outputs.values()))
+    outputs = getattr(outputs, 'logits', outputs)
+    if isinstance(outputs, (tuple, list)) and len(outputs):
+        outputs = outputs[0]
+    y = torch.as_tensor(outputs)
+    if y.ndim == 4 and y.shape[2:] == (1, 1):
+        y = y.flatten(1)
+    if y.ndim != 2:
+        raise UserError(f'its output has the shape {tuple(y.shape)}, where (images, classes) is expected')
+    return y
+
+
+@torch.no_grad()
+def probe(name, net, channels, sizes, device):
+    """Runs `net` on random images of every count of `channels` and every one of `sizes`. Returns (channels, size, outputs (4, classes)).
+    Raises UserError where it runs on none of them, or on several."""
+    found, reason = {}, ''
+    for count in channels:
+        for size in sizes:
+            x = torch.randn(4, count, size, size, generator=rng(0, 'probe')).to(device)
+            try:
+                y = net(x).float()
+                if len(y) != len(x):
+                    raise UserError(f'{len(x)} images gave {len(y)} rows')
+                found[count, size] = y
+            except Exception as e:  # whatever the network of a stranger raises
+                reason = reason or (str(e) if isinstance(e, UserError) else plain_line(e))
+    if not found:
+        tried = ' or '.join(f'{count} x {size} x {size}' for count in channels for size in sizes[:3])
+        raise UserError(f'{name} can not take images of {tried} ({reason}): give its input with --channels and --size')
+    if len({count for count, _ in found}) > 1 or len(found) > 1:
+        flag = '--channels' if len({count for count, _ in found}) > 1 else '--size'
+        raise UserError(f'{name} takes images of {" and ".join(f"{c} x {s} x {s}" for c, s in found)}: say with {flag} which it was '
+                        'trained on')
+    (count, size), y = found.popitem()
+    if y.shape[1] < 2:
+        raise UserError(f'{name} gives {y.shape[1]} number an image, where one for each class is expected')
+    if not torch.isfinite(y).all():
+        raise UserError(f'{name} gives numbers that are not finite: check its weights')
+    return count, size, y
+
+
+def output_kind(name, y, told=None):
+    """Which of OUTPUTS the rows of y (B, classes) are. told: what the user says; a contradiction raises UserError."""
+    kind = 'logits'
+    if (y >= 0).all() and torch.allclose(y.sum(dim=1), torch.ones(len(y), device=y.device), atol=1e-3):
+        kind = 'probabilities'
+    elif (y <= 0).all() and torch.allclose(torch.logsumexp(y, dim=1), torch.zeros(len(y), device=y.device), atol=1e-3):
+        kind = 'log_probabilities'
+    if told not in (None, kind):
+        row = ' '.join(f'{value:.3g}' for value in y[0, :4].tolist())
+        raise UserError(f'--teacher_output {told}, but {name} gives {kind}: its first row begins {row}. Leave the flag out')
+    return kind
+
+
+def first_channels(net):
+    """The channels of the first filters of a module, or None."""
+    return next((p.shape[1] for p in net.parameters() if p.ndim == 4), None) if isinstance(net, nn.Module) else None
+
+
+def as_tuple(flag, values, channels):
+    """One number a channel. Raises UserError for another count; a single number serves every channel."""
+    values = tuple(float(value) for value in (values if isinstance(values, (list, tuple)) else [values]))
+    if len(values) not in (1, channels):
+        raise UserError(f'{flag} has {len(values)} numbers, and the images have {channels} channels: give one a channel')
+    return values if len(values) == channels else values * channels
+
+
+def on_unit_scale(mean, std):
+    """(mean, std) of pixels in 0..1, what was undone in words or None. Neither can be above 1 on that scale, so what is above is of pixels
+    in 0..255. Raises UserError for a std that is not above 0."""
+    if min(std) <= 0:
+        raise UserError(f'--std {" ".join(f"{x:g}" for x in std)}, but each must be above 0')
+    wide = max(mean) > 1, max(std) > 1
+    if not any(wide):
+        return mean, std, None
+    both = wide[1] or max(std) == 1  # (x - mean) / 1 of pixels in 0..255, as Caffe has it
+    mean, std = tuple(x / 255 for x in mean), tuple(x / 255 for x in std) if both else std
+    return mean, std, f'{"mean and std are" if both else "mean is"} on the scale 0..255: divided by 255'
+
+
+def read_names(names, classes):
+    """The names of the classes, of a flag's words or of a text file with one a line. Raises UserError for another count than `classes`."""
+    if len(names) == 1 and Path(names[0]).is_file():
+        names = [line.strip() for line in Path(names[0]).read_text(encoding='utf-8').splitlines() if line.strip()]
+    if len(names) != classes:
+        raise UserError(f'--class_names has {len(names)} names, and the teacher has {classes} classes: give one for each, in the order of '
+                        'its outputs')
+    return tuple(map(str, names))
+
+
+def check_facts(spec, facts, dataset, info):
+    """Raises UserError for the facts of a file that don't fit the data set, or are none."""
+    if dataset != 'none' and facts.get('dataset', 'none') not in ('none', dataset):
+        raise UserError(f'{spec} is a teacher of {facts["dataset"]}, and --dataset is {dataset}: change one of the two')
+    wrong = [f'{key}={facts[key]}, and {dataset} has {getattr(info, key)}' for key in ('classes', 'channels')
+             if info and None not in (facts.get(key), getattr(info, key)) and facts[key] != getattr(info, key)]
+    wrong += [f'{key}={facts[key]}, not a list of one number a channel' for key in ('mean', 'std') if key in facts
+              and (not isinstance(facts[key], (list, tuple)) or len(facts[key]) != facts['channels'])]
+    accuracy = facts.get('accuracy', 0)
+    if not (isinstance(accuracy, (int, float)) and 0 <= accuracy <= 1):
+        wrong.append(f'accuracy={accuracy!r}, not a number in 0..1')
+    if wrong:
+        raise UserError(f'the facts in {spec} have {wrong[0]}: write it again with networks.save_network (see docs/using.md)')
+
+
+def normalisation(wanted, made, info, channels, bgr):
+    """(mean, std, a list of notes): the flags', else the file's, else the builder's, else the data set's. Raises UserError where nobody
+    knows them, or flags and file differ."""
+    values, notes = {}, []
+    for key in ('mean', 'std'):
+        given, stated = getattr(wanted, key), made.facts.get(key)
+        sources = ((given, None), (stated, None), (made.advice.get(key), f'as {wanted.spec} has them for its own weights'),
+                   (info and getattr(info, key), 'as the data set has them'))
+        value, source = next(((v, n) for v, n in sources if v is not None), (None, None))
+        if value is None:
+            raise UserError(f"nobody says what mean and std {wanted.spec}'s input is normalised with: give --mean and --std, of pixels in "
+                            "0..1, one number a channel; ImageNet's are --mean 0.485 0.456 0.406 --std 0.229 0.224 0.225, and an input of "
+                            '0..1 as it is has --mean 0 --std 1')
+        values[key] = as_tuple(f'--{key}', value, channels)
+        notes = [f'mean and std {source}'] if source else notes
+    mean, std, undone = on_unit_scale(values['mean'], values['std'])
+    notes += [undone] if undone else []
+    stated = [made.facts.get(key) for key in ('mean', 'std')]
+    if all(stated) and any(abs(a - b) > 1e-3 for a, b in zip(mean + std, sum(map(tuple, on_unit_scale(*map(tuple, stated))[:2]), ()))):
+        raise UserError(f'--mean or --std differ from those in {wanted.spec}, {stated[0]} and {stated[1]}: leave them out')
+    return (mean[::-1], std[::-1], [*notes, 'BGR: mean and std are taken in its order']) if bgr else (mean, std, notes)

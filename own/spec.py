@@ -1,0 +1,262 @@
+"""A SPEC, as --teacher and --student take it -> a network: a file of any kind, or a builder and its weights."""
+
+import contextlib
+import hashlib
+import importlib.util
+import inspect
+import sys
+import warnings
+import zipfile
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+
+from arguments import nearest
+from networks import ARCHS, LENET_WIDTH, build, load_network, resolve_width
+from own.weights import fit, is_torchscript, plain_line, read_content, read_weights
+from utils import UserError
+
+ROOT = Path(__file__).resolve().parent.parent  # of our own code
+FORMS = ('a network file of ours or its run\'s folder, TorchScript, .pt2, .onnx, '
+         f'{", ".join(ARCHS)}, torchvision:NAME, timm:NAME, hub:DIR:ENTRY, or file.py:FUNCTION')
+
+
+class Made(NamedTuple):
+    """What a SPEC gave."""
+
+    call: object  # a module, or a function: images (B, channels, size, size), normalised -> (B, classes)
+    kind: str  # ours, builder, TorchScript, .pt2, ONNX, function: the last four give outputs alone
+    facts: dict  # what its file states, with keys of networks.FACTS, and 'batch' where it takes only so many images at a time
+    digest: str  # of its weights, or its file
+    advice: dict = {}  # mean, std and size as the builder's package has them for its own weights
+    undone: tuple = ()  # what was undone to read the weights, in words
+
+    @property
+    def black_box(self):
+        return self.kind not in ('ours', 'builder')
+
+
+def make(spec, weights=None, width=None, classes=None, channels=None):
+    """The network of a SPEC, on the CPU. weights: the file of a builder's state dict. width: of our ResNets. classes, channels: what a
+    builder is to have where neither the weights nor the builder say. Raises UserError for what is no SPEC, can't be read or doesn't fit."""
+    spec = str(spec)
+    kind, _, rest = spec.partition(':')
+    builder = spec in ARCHS or kind in ('torchvision', 'timm', 'hub') or '.py:' in spec
+    if not builder:
+        if weights:
+            raise UserError(f'{spec} is a file with its own weights, so --teacher_weights {weights} means nothing there: leave it out, or '
+                            'name a builder such as torchvision:resnet18')
+        return open_file(Path(spec))
+    weights = read_weights(weights) if weights else None
+    classes = weights.classes if weights else classes
+    channels = weights.first[1] if weights and weights.first else channels
+    if spec in ARCHS:
+        return of_ours(spec, weights, width, classes, channels)
+    if width:
+        raise UserError(f'a width of {width}, but only our ResNets have one: leave it out for {spec}')
+    advice, facts = {}, {}
+    if kind == 'torchvision':
+        net, advice = from_torchvision(rest, classes, channels)
+    elif kind == 'timm':
+        net, advice = from_timm(rest, classes, channels)
+    elif '.py:' in spec:
+        net = from_function(*spec.rsplit(':', 1), classes, channels)
+    else:
+        net = from_hub(rest)
+    if not isinstance(net, nn.Module):
+        if weights:
+            raise UserError(f'{spec} gives a function and no torch module, so {weights.file} can not be loaded into it: load it there')
+        return Made(net, 'function', {}, digest_of(Path(spec.rsplit(':', 1)[0]).read_bytes()))
+    cfg = getattr(net, 'pretrained_cfg', None) or {}  # timm's, and whoever follows it
+    advice = {**advice, **{k: cfg[k] for k in ('mean', 'std') if cfg.get(k)}}
+    if cfg.get('input_size'):
+        advice['size'] = cfg['input_size'][-1]
+    undone = ()
+    if weights:
+        undone = tuple(fit(net, weights))
+        facts = {'accuracy': weights.accuracy}
+    return Made(net.eval(), 'builder', facts, digest_of_state(net), advice, undone)
+
+
+def digest_of(data):
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
+def digest_of_state(net):
+    return digest_of(b''.join(tensor.detach().cpu().contiguous().numpy().tobytes() for tensor in net.state_dict().values()))
+
+
+# ---------------------------------------------------------------- builders
+
+
+def of_ours(arch, weights, width, classes, channels):
+    """One of our own networks; its width is the number of the weights' first filters, where there are weights."""
+    if weights and weights.first and arch not in LENET_WIDTH:
+        width = width or weights.first[0]
+    width = resolve_width(arch, width)
+    net = build(arch, width, classes or 10, channels or 3)
+    undone = tuple(fit(net, weights)) if weights else ()
+    facts = {'arch': arch, 'width': width, 'channels': channels or 3, 'accuracy': weights.accuracy if weights else None}
+    return Made(net.eval(), 'ours', facts, digest_of_state(net), undone=undone)
+
+
+@contextlib.contextmanager
+def told(spec, folder=None):
+    """What a user's code, or a package, raises while it builds a network, is one line. folder: of the user's code, whose imports come from
+    there; its resnet.py or utils.py must not be taken for ours, so ours are out of sight meanwhile."""
+    path, hidden = list(sys.path), {}
+    if folder:
+        hidden = {k: m for k, m in sys.modules.items() if ROOT in Path(getattr(m, '__file__', None) or '/').parents and k != '__main__'}
+        sys.path[:] = [str(folder.resolve()), *(p for p in path if Path(p or '.').resolve() != ROOT), str(ROOT)]
+        for name in hidden:
+            del sys.modules[name]
+    try:
+        yield
+    except UserError:
+        raise
+    except (Exception, SystemExit) as e:
+        raise UserError(f'{spec} could not be built ({plain_line(e)}): call it in Python to see more') from None
+    finally:
+        sys.path[:] = path
+        sys.modules.update(hidden)
+
+
+def from_torchvision(name, classes, channels):
+    from torchvision import models
+
+    if name not in models.list_models(models):
+        hint = nearest(name, models.list_models(models)) or 'see torchvision.models.list_models()'
+        raise UserError(f'torchvision:{name} is no classifier of torchvision: {hint}')
+    if channels not in (None, 3):
+        raise UserError(f"torchvision's networks take 3 channels, not {channels}: take timm:NAME, one of {', '.join(ARCHS)}, or "
+                        'file.py:FUNCTION')
+    with told(f'torchvision:{name}'):
+        preset = models.get_model_weights(name).DEFAULT.transforms()
+        extra = {'aux_logits': False, 'init_weights': True} if name in ('googlenet', 'inception_v3') else {}
+        net = models.get_model(name, weights=None, num_classes=classes or 1000, **extra)
+    return net, {'mean': tuple(preset.mean), 'std': tuple(preset.std), 'size': preset.crop_size[0]}
+
+
+def from_timm(name, classes, channels):
+    try:
+        import timm
+    except ImportError:
+        raise UserError(f'timm:{name} needs the package timm: pip install timm') from None
+    if not timm.is_model(name.split('.')[0]):
+        raise UserError(f'timm:{name} is no network of timm: {nearest(name, timm.list_models()) or "see timm.list_models()"}')
+    with told(f'timm:{name}'):
+        return timm.create_model(name, pretrained=False, num_classes=classes or 1000, in_chans=channels or 3), {}
+
+
+def from_hub(rest):
+    folder, _, entry = rest.rpartition(':')
+    if not (Path(folder) / 'hubconf.py').is_file():
+        raise UserError(f'no {folder or "DIR"}/hubconf.py: hub:DIR:ENTRY takes the folder of a torch.hub repository on this machine')
+    with told(f'hub:{rest}', Path(folder)):
+        return torch.hub.load(folder, entry, source='local')
+
+
+def from_function(file, name, classes, channels):
+    """What FUNCTION of file.py returns; the function itself, where it has a parameter that must be given: it takes images then."""
+    path = Path(file)
+    if not path.is_file():
+        raise UserError(f'no file {file}: file.py:FUNCTION takes a Python file and a function in it')
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    with told(file, path.parent):
+        spec.loader.exec_module(module)
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise UserError(f'{file} has no function {name}: {nearest(name, vars(module)) or "check its name"}')
+    known = {'num_classes': classes, **dict.fromkeys(('in_chans', 'in_channels', 'num_channels'), channels)}
+    parameters = {} if isinstance(function, nn.Module) else inspect.signature(function).parameters
+    if isinstance(function, nn.Module) or any(p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+                                              and p.name not in known for p in parameters.values()):
+        return function
+    with told(f'{file}:{name}', path.parent):
+        return function(**{k: v for k, v in known.items() if k in parameters and v})
+
+
+# ---------------------------------------------------------------- files
+
+
+def open_file(path):
+    """The network in a file, whose kind is known by its content. Raises UserError where it holds none."""
+    if not path.is_file():
+        raise UserError(f'{path} is no file and no builder: give {FORMS}. {nearest(str(path), ARCHS)}'.strip())
+    if path.suffix == '.onnx':
+        return from_onnx(path)
+    if is_torchscript(path):
+        return from_torchscript(path)
+    if zipfile.is_zipfile(path) and any('archive_format' in name or name.endswith('serialized_exported_program.json')
+                                        for name in zipfile.ZipFile(path).namelist()):
+        return from_export(path)
+    if path.suffix in ('.pt2', '.py'):
+        raise UserError(f'{path} is {"no program of torch.export" if path.suffix == ".pt2" else "a Python file: add :FUNCTION"}')
+    content = None if path.suffix == '.safetensors' else read_content(path)
+    if not (isinstance(content, dict) and 'facts' in content):
+        count = len(read_weights(path).state)
+        raise UserError(f'{path} holds {count} tensors and not the network that they belong to: name it too, as --teacher SPEC '
+                        f'--teacher_weights {path}, where SPEC is one of {", ".join(ARCHS)}, torchvision:NAME, timm:NAME or '
+                        'file.py:FUNCTION')
+    spec, state = str(content['facts'].get('arch')), content.get('state_dict')
+    if ':' not in spec:
+        net, facts = load_network(path)
+        return Made(net, 'ours', facts, digest_of_state(net))
+    if not spec.startswith(('torchvision:', 'timm:')):  # a file must not decide which code is run
+        raise UserError(f'{path} holds the weights of {spec}: give --teacher {spec} --teacher_weights {path}, if you trust that code')
+    made = make(spec, None, None, content['facts']['classes'], content['facts']['channels'])
+    with told(path):
+        made.call.load_state_dict(state)
+    return made._replace(facts=content['facts'], digest=digest_of_state(made.call))
+
+
+def static(shape):
+    """(batch, channels, size) of an input's shape (B, C, H, W), each where it is fixed, as facts."""
+    sides = dict(zip(('batch', 'channels', 'size'), shape))
+    return {k: v for k, v in sides.items() if isinstance(v, int) and v > 0} if len(shape) == 4 else {}
+
+
+def from_torchscript(path):
+    with told(path), warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # that this kind is old
+        net = torch.jit.load(str(path), map_location='cpu').eval()
+    return Made(net, 'TorchScript', {}, digest_of(path.read_bytes()))
+
+
+def from_export(path):
+    with told(path):
+        program = torch.export.load(path)
+        shape = next(node.meta['val'].shape for node in program.graph.nodes
+                     if node.op == 'placeholder' and node.name in program.graph_signature.user_inputs)
+        module = program.module()
+    # a function, since a module that is part of another is put into evaluation mode, which this kind refuses
+    return Made(lambda x: module(x), '.pt2', static(tuple(n if isinstance(n, int) else None for n in shape)), digest_of(path.read_bytes()))
+
+
+def from_onnx(path):
+    """onnxruntime on the CPU, with as many threads as torch."""
+    runtime = onnxruntime()
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3
+    with told(path):
+        session = runtime.InferenceSession(str(path), options, providers=['CPUExecutionProvider'])
+    first = session.get_inputs()[0]
+
+    def call(x):
+        outputs = session.run(None, {first.name: x.cpu().numpy().astype(np.float16 if 'float16' in first.type else np.float32)})
+        return [torch.from_numpy(np.asarray(out)).to(x.device) for out in outputs]
+
+    return Made(call, 'ONNX', static(first.shape), digest_of(path.read_bytes()))
+
+
+def onnxruntime():
+    try:
+        import onnxruntime as runtime
+    except ImportError:
+        raise UserError('ONNX needs the package onnxruntime: pip install onnxruntime') from None
+    return runtime
