@@ -79,7 +79,7 @@ def load_network(path):
         net.load_state_dict(state)
     except Exception as e:  # torch.load raises a dozen kinds for a damaged file
         raise UserError(f'{path} is not a network that this project saved ({first_line(e)}): train one with teacher-train.py, '
-                        'or write yours with networks.save_network (see docs/using.md)') from None
+                        'or write yours with networks.save_network, or see docs/your-own.md') from None
     return net.eval(), facts
 
 

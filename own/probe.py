@@ -140,7 +140,7 @@ def check_facts(spec, facts, dataset, info):
     if not (isinstance(accuracy, (int, float)) and 0 <= accuracy <= 1):
         wrong.append(f'accuracy={accuracy!r}, not a number in 0..1')
     if wrong:
-        raise UserError(f'the facts in {spec} have {wrong[0]}: write it again with networks.save_network (see docs/using.md)')
+        raise UserError(f'the facts in {spec} have {wrong[0]}: write it again with networks.save_network (see its docstring)')
 
 
 def normalisation(wanted, made, info, channels, bgr):

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from arguments import nearest
-from networks import ARCHS, LENET_WIDTH, build, load_network, resolve_width
+from networks import ARCHS, LENET_WIDTH, RESNET_WIDTH, build, load_network, resolve_width
 from own.weights import fit, is_torchscript, plain_line, read_content, read_weights
 from utils import UserError
 
@@ -94,7 +94,7 @@ def digest_of_state(net):
 
 def of_ours(arch, weights, width, classes, channels):
     """One of our own networks; its width is the number of the weights' first filters, where there are weights."""
-    if weights and weights.first and arch not in LENET_WIDTH:
+    if weights and weights.first and arch not in LENET_WIDTH and weights.first[0] >= RESNET_WIDTH:
         width = width or weights.first[0]
     width = resolve_width(arch, width)
     net = build(arch, width, classes or 10, channels or 3)

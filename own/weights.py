@@ -61,7 +61,7 @@ def read_content(path):
                 f'{path} holds a pickled object ({pickled[1]}) in place of plain weights, and reading it would run code, so it was not '
                 f"read. If you trust it, turn it into a state dict with:  import torch;  net = torch.load('{path}', weights_only=False);  "
                 f"torch.save(net.state_dict(), 'weights.pth')") from None
-        why = plain_line(e).partition(': ')[2].partition('. In PyTorch')[0]
+        why = plain_line(e) if 'Weights only load failed' not in str(e) else 'it is damaged, or of another kind'
         raise UserError(f'{path} can not be read as weights ({why}): give a file that torch.save or safetensors wrote, and download it '
                         'again if it may be cut off') from None
 
