@@ -24,7 +24,7 @@ from own.export import export, formats
 from own.student import make_student, run_name
 from own.teacher import Wanted, load_teacher, own_info
 from runs import Run, print_result
-from selection import SELECT, Rule, score_and_select
+from selection import SELECT, Rule, score, score_and_select, worth_keeping
 from utils import UserError, progress, say, warn
 from wild.pool import Wild, open_pool, open_stream
 from wild.stream import stream_and_select
@@ -58,7 +58,8 @@ def parse():
     g.add_argument('--select', choices=SELECT, help='balanced: the cleanest of every class; gumbel: of every class by chance, in '
                    'proportion to exp(energy); class-random: of every class at random; confidence: the cleanest over all; random: '
                    "the paper's control; all: the whole pool")
-    g.add_argument('--num_select', type=at_least(int, 1), help="images to keep (default: the recipe's number, at most half of the pool)")
+    g.add_argument('--num_select', type=at_least(int, 1), help="images to keep (default: the recipe's number, at most half of the "
+                   'pool; of short and lenet, at most as many as the teacher finds of use)')
     g.add_argument('--class_weights', action=flag, help='weigh rare pseudo-labels up, as the first upload does')
     g.add_argument('--wild_norm', choices=('teacher', 'imagenet'), help="mean and std: the teacher's, or ImageNet's as published")
     g.add_argument('--teacher_acc', type=positive, help="the adaptation matrix's diagonal in 0..1 (default: the teacher's accuracy)")
@@ -114,9 +115,13 @@ def settle(args, arch, width, teacher, teacher_top1):
     return s
 
 
-def settle_budget(args, s, available):
-    """s with num_select, batch_size, epochs and steps. available: how many images there are; None if unknown."""
+def settle_budget(args, s, available, worth=None):
+    """s with num_select, batch_size, epochs and steps. available: how many images there are; None if unknown. worth: how many of them are
+    worth keeping, for a rule that tells."""
     count = available if s.select in (None, 'all') else s.num_select
+    if worth and worth < count:
+        say(f'num_select: the recipe {s.recipe} takes {count}, and the teacher finds {worth} of the pool worth keeping: {worth}')
+        count = worth
     if args.num_select and available is not None and count > available:
         raise UserError(f'num_select={count}, but the pool holds {available} images: lower --num_select or add images')
     if not args.num_select and s.select not in (None, 'all') and count > available // 2:
@@ -132,9 +137,13 @@ def settle_budget(args, s, available):
     return s.replace(num_select=count, batch_size=batch_size, epochs=epochs, steps=epochs * per_epoch)
 
 
+def scorer_of(teacher, s):
+    return teacher.normalised_by_imagenet() if s.wild_norm == 'imagenet' else teacher
+
+
 def transfer_from_wild(run, s, teacher, wild, pool):
     """Scores and selects. Returns (a TransferSet, a Selection). pool: wild's, or None to stream."""
-    scorer = teacher.normalised_by_imagenet() if s.wild_norm == 'imagenet' else teacher
+    scorer = scorer_of(teacher, s)
     rule = Rule(s.select, s.num_select, s.seed)
     select, images = (stream_and_select, open_stream(wild)) if s.stream else (score_and_select, pool)
     selection = select(run.folder, images, scorer, rule)
@@ -210,7 +219,11 @@ def main():
     else:
         wild = Wild(s.wild or info.wild, teacher.size, teacher.channels, s.data, s.cache_dir, s.workers)
         pool = None if s.stream else open_pool(wild)
-        s = settle_budget(args, s, None if s.stream else len(pool))
+        worth = None
+        if pool and s.fit_pool and s.select != 'all' and not args.num_select:
+            _, energy, labels = score(scorer_of(teacher, s), pool)
+            worth = worth_keeping(energy, labels, teacher.classes)
+        s = settle_budget(args, s, pool and len(pool), worth)
     method = f'dfnd-{s.select}' if wild else 'kd'
     run = Run(s, run_name(s.dataset, method, arch, width, s.seed), device, () if args.teacher_acc else ('teacher_acc',))
     s = run.settings

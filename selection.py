@@ -18,6 +18,7 @@ from utils import UserError, progress, written_aside
 BY_CLASS = ('gumbel', 'balanced', 'class-random')  # the same number of every predicted class
 SELECT = (*BY_CLASS, 'confidence', 'random', 'all')
 BATCH = 128  # images scored at a time
+PERPLEXITIES = 20  # see worth_keeping
 
 
 class Rule(NamedTuple):
@@ -176,6 +177,19 @@ def select(keys, labels, rule, num_classes):
     in_quota = rank_in_class(labels[order], num_classes) < num_select // num_classes
     kept, left = order[in_quota], order[~in_quota]
     return np.sort(np.concatenate([kept, left[: num_select - len(kept)]]))
+
+
+def worth_keeping(energy, labels, num_classes):
+    """How many images of a pool are of use to a student, seen by the teacher alone: PERPLEXITIES times the sum over the classes of the
+    perplexity exp(entropy) of p proportional to exp(energy), the distribution that `gumbel` draws from. Where few images excite the
+    teacher, p is on few, and so is the selection; where all do alike, it is the whole pool. energy, labels: (N,)."""
+    total = 0.0
+    for c in range(num_classes):
+        if len(mine := energy[labels == c].astype(np.float64)):
+            p = np.exp(mine - mine.max())
+            p /= p.sum()
+            total += np.exp(-(p * np.log(p.clip(1e-300))).sum())
+    return min(len(energy), max(1, round(PERPLEXITIES * total)))
 
 
 def lowest_first(keys):

@@ -48,7 +48,7 @@ def test_two_processes_train_select_and_distil_as_one_does(folder, teacher):
     assert (one['steps'], one['images_seen']) == (two['steps'], two['images_seen'])
 
     # a batch of 33 is 16 and 17 images, and the last one of an epoch of 100 is a single image
-    args = [*STUDENT, '--batch_size', 33, '--schedule', 'constant', '--lr', 1e-4, '--epochs', 2]
+    args = [*STUDENT, '--batch_size', 33, '--schedule', 'constant', '--lr', 1e-4, '--epochs', 2, '--test_every', 1]
     name = run(*args, '--output_dir', 'one', cwd=folder)['run']
     run(*args, '--output_dir', 'two', cwd=folder, processes=2)
     one, two = (folder / output / name for output in ('one', 'two'))

@@ -12,7 +12,18 @@ import torch
 from images import error_of, random_images, teacher_of
 from torch import nn
 
-from selection import SELECT, Rule, Selection, score, score_and_select, select, write_csv, write_thumbnails
+from selection import (
+    PERPLEXITIES,
+    SELECT,
+    Rule,
+    Selection,
+    score,
+    score_and_select,
+    select,
+    worth_keeping,
+    write_csv,
+    write_thumbnails,
+)
 from wild import decode
 from wild.pool import Pool
 
@@ -238,3 +249,14 @@ def test_thumbnails_are_the_extremes_of_the_most_predicted_classes(channels, tmp
     write_thumbnails(tmp_path / 't.npz', pool_of(images[:2]), np.array([0.5, 0.1]), np.array([3, 3]), tuple('0123456789'))  # one class
     content = np.load(tmp_path / 't.npz')
     assert content['clean_noise'].tolist() == [0.1, 0.5] and content['noisy_noise'].tolist() == [0.5, 0.1]
+
+
+def test_worth_keeping_is_the_effective_number_of_images_times_a_constant():
+    labels = np.array([0] * 40 + [1] * 400 + [3])
+    assert worth_keeping(np.full(441, 2.5, np.float32), labels, 4) == 441  # all alike: the whole pool
+    energy = np.where(np.arange(441) % 40 < 2, 50, 0).astype(np.float32)  # 2 of class 0, 20 (and 1 of the rest) of class 1 hold it all
+    two, many = (energy[labels == c] == 50 for c in (0, 1))
+    assert worth_keeping(energy, labels, 4) == min(441, round(PERPLEXITIES * (two.sum() + many.sum() + 1)))
+    energy[labels == 1] = -10  # as little as anything else there
+    energy[40] = 90
+    assert worth_keeping(energy, labels, 4) == PERPLEXITIES * (2 + 1 + 1)
