@@ -41,7 +41,7 @@ class DatasetInfo(NamedTuple):
                 'std': list(self.std), 'dataset': name, 'size': self.size, 'class_names': list(self.names)}
 
     def of_teacher(self, teacher):
-        """The same for the images that a networks.Teacher takes; of `folder` the teacher knows the rest too."""
+        """The same for the images that an own.teacher.Teacher takes; of `folder` the teacher knows the rest too."""
         known = {} if self.classes else {k: getattr(teacher, k) for k in ('classes', 'channels', 'mean', 'std')}
         return self._replace(size=teacher.size, names=self.names or teacher.class_names, **known)
 
