@@ -225,12 +225,14 @@ def write_csv(path, pool, noise, labels, chosen):
             writer.writerow([name, f'{x:.6g}', label, chosen_too])
 
 
-def write_thumbnails(path, pool, noise, labels, class_names):
-    """The cleanest and the noisiest images of the most predicted classes, as an npz, so that the report needs no data."""
-    order, per_class, classes = lowest_first(noise), 4, 10
+def write_thumbnails(path, pool, noise, labels, class_names, chosen):
+    """The cleanest and the noisiest images of the most predicted classes, and the first chosen and the first left, as an npz, so that the
+    report needs no data."""
+    order, kept, per_class, classes = lowest_first(noise), np.zeros(len(noise), bool), 4, 10
+    kept[chosen] = True
     common = np.sort(np.argsort(-np.bincount(labels, minlength=len(class_names)), kind='stable')[:classes])
     content = {'class_names': np.array(class_names)}
-    for kind, ranked in (('clean', order), ('noisy', order[::-1])):
+    for kind, ranked in (('clean', order), ('noisy', order[::-1]), ('chosen', np.flatnonzero(kept)), ('left', np.flatnonzero(~kept))):
         rows = np.concatenate([ranked[labels[ranked] == c][:per_class] for c in common])
         images = pool.take(rows).permute(0, 2, 3, 1).numpy()  # (k, H, W, C)
         content |= {f'{kind}_images': images, f'{kind}_labels': labels[rows], f'{kind}_noise': noise[rows]}
@@ -272,7 +274,7 @@ def write_selection(folder, pool, scores, class_names, facts):
     """The list and the pictures for a reader, and last what a resumed run reads. scores: (noise, labels, chosen)."""
     noise, labels, chosen = scores
     write_csv(folder / 'selection.csv', pool, noise, labels, chosen)
-    write_thumbnails(folder / 'thumbnails.npz', pool, noise, labels, class_names)
+    write_thumbnails(folder / 'thumbnails.npz', pool, noise, labels, class_names, chosen)
     with written_aside(folder / 'selection.npz') as file:
         np.savez(file, noise=noise, labels=labels, chosen=chosen, **facts)
 

@@ -12,10 +12,10 @@ STYLES = ('-', '--', ':', '-.', (0, (8, 2)), (0, (3, 1, 1, 1, 1, 1)))
 
 
 def find_run(rows, file):
-    """Of the runs that have the file, the one to show: balanced DFND's lowest seed, or the first; None where none has it."""
+    """Of the runs that have the file, the one to show: the lowest seed of DFND, or the first; None where none has it."""
     runs = [run for entry in rows for run in entry.runs if (run.curve if file == 'metrics.jsonl' else run.file(file))]
-    balanced = [run for run in runs if run.result['method'] == 'dfnd' and run.result.get('select') == 'balanced']
-    return min(balanced, key=lambda run: run.seed or 0) if balanced else next(iter(runs), None)
+    dfnd = [run for run in runs if run.result['method'] == 'dfnd' and run.result.get('select') not in ('random', 'all')]
+    return min(dfnd, key=lambda run: run.seed or 0) if dfnd else next(iter(runs), None)
 
 
 def points(run, key):
@@ -49,12 +49,24 @@ def draw_curves(fig, rows, _):
 
 
 def draw_selection(fig, rows, run):
-    """The cleanest and the noisiest wild images, at most 40 of each, with pseudo-label and noise (nats)."""
+    """The cleanest and the noisiest wild images."""
+    draw_images(fig, run, {'clean': 'cleanest', 'noisy': 'noisiest'})
+
+
+def draw_chosen(fig, rows, run):
+    """Some of the wild images that were chosen, and some that were left."""
+    draw_images(fig, run, {'chosen': 'chosen', 'left': 'left'})
+
+
+def draw_images(fig, run, kinds):
+    """At most 40 wild images of each of two kinds, with pseudo-label and noise (nats). kinds: the arrays' names -> titles."""
     fig.set_size_inches(10, 10)
     fig.suptitle(f'Wild images of {run.folder.name}\npseudo-label, noise = -log(teacher\'s confidence)')
     with np.load(run.file('thumbnails.npz'), allow_pickle=False) as arrays:
-        for part, kind, title in zip(fig.subfigures(2, 1), ('clean', 'noisy'), ('cleanest', 'noisiest')):
+        for part, (kind, title) in zip(fig.subfigures(2, 1), kinds.items()):
             part.suptitle(title, fontweight='bold')
+            if f'{kind}_labels' not in arrays:  # of a run before November 2026
+                continue
             names = arrays['class_names'][arrays[f'{kind}_labels']]
             axes = part.subplots(4, 10).flatten()
             for axis in axes:
@@ -105,6 +117,7 @@ def draw_adaptation(fig, rows, run):
 
 
 FIGURES = {'curves': (draw_curves, 'metrics.jsonl'), 'selection': (draw_selection, 'thumbnails.npz'),
+           'chosen': (draw_chosen, 'thumbnails.npz'),
            'histogram': (draw_histogram, 'selection.csv'), 'adaptation': (draw_adaptation, 'adaptation.npy')}
 
 

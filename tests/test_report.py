@@ -346,7 +346,7 @@ def add_files(folder, classes):
     lines = [f'"a, {i}.png",{i / 100},{i % classes},{i % 2}\n' for i in range(60)]
     (folder / 'selection.csv').write_text('image,noise,pseudo_label,chosen\n' + ''.join(lines))
     arrays = {'class_names': np.array([f'class {c}' for c in range(classes)])}
-    for kind in ('clean', 'noisy'):
+    for kind in ('clean', 'noisy', 'chosen', 'left'):
         arrays |= {f'{kind}_images': rng.integers(0, 256, (9, 28, 28), dtype=np.uint8), f'{kind}_noise': rng.random(9),
                    f'{kind}_labels': rng.integers(0, classes, 9)}
     np.savez(folder / 'thumbnails.npz', **arrays)
@@ -356,24 +356,24 @@ def add_files(folder, classes):
 def test_figures(tmp_path, report):
     image = pytest.importorskip('matplotlib.image')
     folder = make_run(tmp_path / 'runs', 'a-s0')
-    assert report()[1].count('not drawn') == 4
+    assert report()[1].count('not drawn') == 5
     add_files(folder, classes=10)
     hundred = make_run(tmp_path / 'runs', 'b-s0', dataset='cifar100')
     add_files(hundred, classes=100)
     (hundred / 'thumbnails.npz').unlink()
     err = report()[1]
-    assert all(word in err for word in ('cifar100-selection.png', 'thumbnails.npz')) and err.count('\n') == 1
+    assert all(word in err for word in ('cifar100-selection.png', 'cifar100-chosen.png', 'thumbnails.npz')) and err.count('\n') == 2
     pictures = sorted((tmp_path / 'report').glob('*.png'))
     assert [path.stem for path in pictures] == [
         *(f'cifar100-{name}' for name in ('adaptation', 'curves', 'histogram')),
-        *(f'mnist5k-{name}' for name in ('adaptation', 'curves', 'histogram', 'selection'))]
+        *(f'mnist5k-{name}' for name in ('adaptation', 'chosen', 'curves', 'histogram', 'selection'))]
     for path in pictures:
         assert image.imread(path)[..., :3].std() > 0.05, f'{path.name} is blank'
     publish(folder, tmp_path / 'published.jsonl')
     err = report('--runs', 'published.jsonl', '--out', 'there')[1]  # a published file has the curves alone
     assert [path.name for path in (tmp_path / 'there').glob('*.png')] == ['curves.png'] and 'cifar100' not in err
     assert all(word in err for word in ('selection.png', 'histogram.png', 'adaptation.png'))
-    assert image.imread(tmp_path / 'there' / 'curves.png').shape == image.imread(pictures[4]).shape
+    assert image.imread(tmp_path / 'there' / 'curves.png').shape == image.imread(pictures[5]).shape
 
 
 @pytest.mark.parametrize('name', ['metrics.jsonl', 'selection.csv', 'thumbnails.npz', 'adaptation.npy'])

@@ -236,7 +236,8 @@ def test_thumbnails_are_the_extremes_of_the_most_predicted_classes(channels, tmp
     images, noise = random_images(400, channels, 4, 4), random.random(400).astype(np.float32)
     share = [0.14, 0.01, 0.14, 0.13, 0.02, 0.12, 0.1, 0.1, 0.09, 0.08, 0.04, 0.03]
     labels = random.choice(12, 400, p=share)
-    write_thumbnails(tmp_path / 't.npz', pool_of(images), noise, labels, tuple('abcdefghijkl'))
+    chosen = np.flatnonzero(noise < 0.5)
+    write_thumbnails(tmp_path / 't.npz', pool_of(images), noise, labels, tuple('abcdefghijkl'), chosen)
     content = np.load(tmp_path / 't.npz')
     assert content['class_names'].tolist() == list('abcdefghijkl')
     common = sorted(np.argsort(-np.bincount(labels))[:10])
@@ -246,9 +247,14 @@ def test_thumbnails_are_the_extremes_of_the_most_predicted_classes(channels, tmp
             rows += sorted((i for i in range(400) if labels[i] == c), key=lambda i: sign * noise[i])[:4]
         assert len(rows) == 40 and np.array_equal(content[f'{kind}_images'], images[rows].transpose(0, 2, 3, 1))
         assert content[f'{kind}_labels'].tolist() == labels[rows].tolist() and content[f'{kind}_noise'].tolist() == noise[rows].tolist()
-    write_thumbnails(tmp_path / 't.npz', pool_of(images[:2]), np.array([0.5, 0.1]), np.array([3, 3]), tuple('0123456789'))  # one class
+    for kind, mine in (('chosen', noise < 0.5), ('left', noise >= 0.5)):
+        rows = [i for c in common for i in np.flatnonzero(mine & (labels == c))[:4]]
+        assert np.array_equal(content[f'{kind}_images'], images[rows].transpose(0, 2, 3, 1))
+    one_class = np.array([0.5, 0.1]), np.array([3, 3]), tuple('0123456789')
+    write_thumbnails(tmp_path / 't.npz', pool_of(images[:2]), *one_class, np.array([0, 1]))
     content = np.load(tmp_path / 't.npz')
     assert content['clean_noise'].tolist() == [0.1, 0.5] and content['noisy_noise'].tolist() == [0.5, 0.1]
+    assert len(content['left_images']) == 0
 
 
 def test_worth_keeping_is_the_effective_number_of_images_times_a_constant():
