@@ -109,7 +109,9 @@ def told(spec, folder=None):
     there; its resnet.py or utils.py must not be taken for ours, so ours are out of sight meanwhile."""
     path, hidden = list(sys.path), {}
     if folder:
-        hidden = {k: m for k, m in sys.modules.items() if ROOT in Path(getattr(m, '__file__', None) or '/').parents and k != '__main__'}
+        files = {k: Path(getattr(m, '__file__', None) or '/') for k, m in sys.modules.items() if k != '__main__'}
+        # a file of ours lies in ROOT or in a package of it; an environment in ROOT, such as .venv, lies deeper
+        hidden = {k: sys.modules[k] for k, file in files.items() if ROOT in (file.parent, file.parent.parent)}
         sys.path[:] = [str(folder.resolve()), *(p for p in path if Path(p or '.').resolve() != ROOT), str(ROOT)]
         for name in hidden:
             del sys.modules[name]

@@ -126,6 +126,15 @@ def test_weights_in_any_form_give_the_same_network(repo, name, undone, accuracy)
             torch.testing.assert_close(net.state_dict()[key], value, rtol=tolerance, atol=tolerance)
 
 
+def test_packages_of_an_environment_inside_our_folder_stay_while_a_users_code_is_built(repo, monkeypatch):
+    package = types.ModuleType('package')
+    package.__file__ = str(spec.ROOT / '.venv/lib/python3/site-packages/package.py')
+    monkeypatch.setitem(sys.modules, 'package', package)
+    with spec.told('mine.py', repo.folder):
+        assert sys.modules['package'] is package and 'resnet' not in sys.modules and 'own.spec' not in sys.modules
+    assert sys.modules['own.spec'] is spec
+
+
 def test_safetensors_are_read_too(repo, tmp_path):
     save_file = pytest.importorskip('safetensors.torch').save_file
     save_file(dict(repo.state), tmp_path / 'w.safetensors')
