@@ -252,8 +252,12 @@ def load_teacher(wanted, dataset, info, device, amp):
     if made.undone:
         notes.insert(0, f'weights {wanted.weights}: {"; ".join(made.undone)}')
     names = read_names(wanted.class_names, y.shape[1]) if wanted.class_names else facts.get('class_names') or (info and info.names)
+    digest = made.digest
+    if made.kind == 'function':  # which may read its weights from any file: so what it gives tells it, too
+        digest = digest_of(' '.join([digest, *(f'{value:.3g}' for value in y.flatten().tolist())]).encode())
+    if output != 'logits' or bgr:
+        digest = digest_of(f'{digest} {output} {bgr}'.encode())
     return Teacher(
         net.eval().requires_grad_(False), made.facts.get('arch', spec), made.facts.get('width'), y.shape[1], counts, mean, std, dataset,
-        facts.get('accuracy'), made.digest if output == 'logits' and not bgr else digest_of(f'{made.digest} {output} {bgr}'.encode()),
-        device, amp, Path(wanted.weights or spec), tuple(names or map(str, range(y.shape[1]))), size, output, made.black_box, parameters,
-        tuple(notes))
+        facts.get('accuracy'), digest, device, amp, Path(wanted.weights or spec), tuple(names or map(str, range(y.shape[1]))), size, output,
+        made.black_box, parameters, tuple(notes))

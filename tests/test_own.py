@@ -135,6 +135,16 @@ def test_packages_of_an_environment_inside_our_folder_stay_while_a_users_code_is
     assert sys.modules['own.spec'] is spec
 
 
+def test_a_function_that_reads_other_weights_is_another_teacher(tmp_path):
+    (tmp_path / 'f.py').write_text('import pathlib\n\n\ndef f(x):\n    scale = float(pathlib.Path(__file__).with_name("w").read_text())\n'
+                                   '    return scale * x.flatten(1)[:, :4]\n')
+    digests = []
+    for weights_of_it in ('1', '1', '2'):
+        (tmp_path / 'w').write_text(weights_of_it)
+        digests.append(load_teacher(Wanted(f'{tmp_path}/f.py:f', size=16, channels='3', **NORM), None, None, CPU, 'off').digest)
+    assert digests[0] == digests[1] != digests[2]
+
+
 def test_safetensors_are_read_too(repo, tmp_path):
     save_file = pytest.importorskip('safetensors.torch').save_file
     save_file(dict(repo.state), tmp_path / 'w.safetensors')
