@@ -134,9 +134,11 @@ def make_pools(dataset, rows):
         lines['difference to random'].append([rule, *(paired_difference(cell, found[f'random-{share}']) if cell and f'random-{share}' in
                                                       found else '-' for cell, share in zip(cells, SHARES))])
     runs = [run for entry in rows for run in entry.runs]
-    seen, kept, seeds = (sorted({run.result[key] for run in runs}) for key in ('images_seen', 'num_select', 'seed'))
+    seen, kept = (sorted({run.result[key] for run in runs}) for key in ('images_seen', 'num_select'))
+    counts = sorted({len(entry.runs) for entry in rows})
+    seeds = ' to '.join(str(count) for count in dict.fromkeys([counts[0], counts[-1]]))
     facts = (f'{kept[0]:,} of {runs[0].result["wild_images"]:,} images selected, {seen[-1]:,} seen by a student ({runs[0].result["arch"]}, '
-             f'width {runs[0].result["width"]}), {len(seeds)} seeds.{teachers(runs)}')
+             f'width {runs[0].result["width"]}), {seeds} seeds a cell.{teachers(runs)}')
     tables = [markdown([f'{what}; other kinds:', *(f'{share} %' for share in SHARES)], 1, body) for what, body in lines.items()]
     return '\n'.join([f'**{dataset}**: {facts}', '', *itertools.chain.from_iterable(tables)])
 
