@@ -117,7 +117,7 @@ def settle(args, arch, width, teacher, teacher_top1):
 
 def settle_budget(args, s, available, worth=None):
     """s with num_select, batch_size, epochs and steps. available: how many images there are; None if unknown. worth: how many of them are
-    worth keeping, for a rule that tells."""
+    worth keeping, where the recipe fits its number to the pool."""
     count = available if s.select in (None, 'all') else s.num_select
     if worth and worth < count:
         say(f'num_select: the recipe {s.recipe} takes {count}, and the teacher finds {worth} of the pool worth keeping: {worth}')

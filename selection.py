@@ -3,7 +3,6 @@
 import contextlib
 import csv
 import hashlib
-import itertools
 import zipfile
 from typing import NamedTuple
 
@@ -105,7 +104,7 @@ def score(teacher, pool, batch_size=BATCH):
     UserError when the teacher's output is not finite.
     """
     scores = tuple(np.zeros(len(pool), dtype) for dtype in (np.float32, np.float32, np.int64))
-    spans = [slice(*span) for span in itertools.pairwise(map(int, pool.starts))]
+    spans = pool.spans()
     key = hashlib.sha256(repr((teacher.digest, teacher.mean, teacher.std, teacher.amp, teacher.device.type, batch_size)).encode())
     files = [part.file.with_suffix(f'.scores-{key.hexdigest()[:16]}.npz') for part in pool.parts]
 
@@ -261,8 +260,7 @@ def score_and_select(folder, pool, teacher, rule):
                                 'pixels: select again with --run NAME')
     else:
         noise, energy, labels = score(teacher, pool)
-        parts = [slice(*part) for part in itertools.pairwise(pool.starts)]
-        keys = np.concatenate([rule.keys(noise[part], energy[part], number) for number, part in enumerate(parts)])
+        keys = np.concatenate([rule.keys(noise[span], energy[span], number) for number, span in enumerate(pool.spans())])
         chosen = select(keys, labels, rule, teacher.classes)
         if distributed.rank() == 0:
             facts = {'pool': digest, 'brightness': brightness(pool, chosen)}

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from networks import count_multiply_adds, count_parameters
+from own.probe import scores
 from own.spec import open_file
 from utils import UserError, first_line, say, warn
 
@@ -77,7 +78,7 @@ def export(folder, student, teacher, images, settings):
             raise UserError(f'the student can not be exported to {name} ({first_line(e)}). Its code must hold for any '
                             'number of images: x.flatten(1) or x.size(0), not len(x). The training is kept: leave '
                             f'{name} out of --export and go on with --resume') from None
-        calls[name] = functools.partial(first, open_file(path).call)
+        calls[name] = functools.partial(logits_of, open_file(path).call)
         y = infer(calls[name], pixels)
         difference, other = (y - plain).abs().max().item(), int((y.argmax(dim=1) != plain.argmax(dim=1)).sum())
         kept[name] = {'file': path.name, 'bytes': path.stat().st_size, 'difference': difference, 'other_predictions': other}
@@ -89,9 +90,8 @@ def export(folder, student, teacher, images, settings):
     return {'export': kept | {'cost': cost(calls, whole, teacher, pixels)}}
 
 
-def first(call, x):
-    outputs = call(x)
-    return outputs[0] if isinstance(outputs, (list, tuple)) else outputs
+def logits_of(call, x):
+    return scores(call(x))
 
 
 @torch.no_grad()

@@ -5,13 +5,14 @@ import math
 import statistics
 
 from paper.results import differences, entries, method_row
-from paper.rows import RULES, SHARES, SOURCE
+from paper.rows import POOLS, RULES, SHARES, SOURCE
 
 
 def make_tables(runs, ids=(), kind='table1'):
     """The tables of all data sets. ids: of the rows to show, in this order (default: all that ran). kind: table1; study, a slim table;
     pools and trials, which have columns of their own."""
     make = {'table1': make_table, 'study': make_study, 'pools': make_pools, 'trials': make_trials}[kind]
+    ids = POOLS if kind == 'pools' else ids
     return '\n'.join(make(dataset, rows) for dataset, rows in entries(runs, ids).items())
 
 
@@ -129,13 +130,13 @@ def make_pools(dataset, rows):
     found = {entry.row.id: entry for entry in rows}
     lines = {'top-1': [], 'difference to random': []}
     for rule in RULES:
-        cells = [found.get(f'{rule}-{share}') for share in SHARES]
-        lines['top-1'].append([rule, *(top1_cells(cell)[0] if cell else 'not run' for cell in cells)])
-        lines['difference to random'].append([rule, *(paired_difference(cell, found[f'random-{share}']) if cell and f'random-{share}' in
-                                                      found else '-' for cell, share in zip(cells, SHARES))])
+        cells = [found[f'{rule}-{share}'] for share in SHARES]
+        lines['top-1'].append([rule, *(top1_cells(cell)[0] for cell in cells)])
+        lines['difference to random'].append(
+            [rule, *(paired_difference(cell, found[f'random-{share}']) for cell, share in zip(cells, SHARES))])
     runs = [run for entry in rows for run in entry.runs]
     seen, kept = (sorted({run.result[key] for run in runs}) for key in ('images_seen', 'num_select'))
-    counts = sorted({len(entry.runs) for entry in rows})
+    counts = sorted({len(entry.runs) for entry in rows if entry.runs})
     seeds = ' to '.join(str(count) for count in dict.fromkeys([counts[0], counts[-1]]))
     facts = (f'{kept[0]:,} of {runs[0].result["wild_images"]:,} images selected, {seen[-1]:,} seen by a student ({runs[0].result["arch"]}, '
              f'width {runs[0].result["width"]}), {seeds} seeds a cell.{teachers(runs)}')

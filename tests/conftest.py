@@ -15,6 +15,24 @@ torch.set_num_threads(1)
 
 
 @pytest.fixture
+def call_main(tmp_path, monkeypatch):
+    """Calls the main of a script's module in tmp_path, as its command does, and returns what `capture`, capsys or capfd, has of stdout and
+    stderr."""
+    def call(script, words, capture, code):
+        import utils
+
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, 'argv', [Path(script.__file__).name, *words])
+        with pytest.raises(SystemExit) as done:
+            utils.run_script(script.main)
+        out, err = capture.readouterr()
+        assert done.value.code == code, err
+        return out, err
+
+    return call
+
+
+@pytest.fixture
 def no_network(monkeypatch):
     monkeypatch.setattr(urllib.request, 'urlopen', Mock(side_effect=URLError('no network')))
 

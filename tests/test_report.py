@@ -15,17 +15,11 @@ from paper.results import entries, load_runs, publish, thinned
 
 
 @pytest.fixture
-def report(tmp_path, monkeypatch, capsys):
+def report(tmp_path, monkeypatch, capsys, call_main):
     """Calls report.py as if it lay in tmp_path, and returns what it printed on stdout and on stderr."""
     def call(*flags, code=0):
-        monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(script, 'ROOT', tmp_path)
-        monkeypatch.setattr(sys, 'argv', ['report.py', *flags])
-        with pytest.raises(SystemExit) as done:
-            utils.run_script(script.main)
-        out, err = capsys.readouterr()
-        assert done.value.code == code, err
-        return out, err
+        return call_main(script, flags, capsys, code)
 
     return call
 

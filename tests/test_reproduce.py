@@ -22,18 +22,9 @@ DEMO = ('table1', '--dataset', 'mnist5k', '--scale', 'demo')
 
 
 @pytest.fixture
-def reproduce(tmp_path, monkeypatch, capfd):
+def reproduce(capfd, call_main):
     """Calls reproduce.py in tmp_path, and returns what it and its scripts printed on stdout and on stderr."""
-    def call(*words, code=0):
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(sys, 'argv', ['reproduce.py', *words])
-        with pytest.raises(SystemExit) as done:
-            utils.run_script(script.main)
-        out, err = capfd.readouterr()
-        assert done.value.code == code, err
-        return out, err
-
-    return call
+    return lambda *words, code=0: call_main(script, words, capfd, code)
 
 
 @pytest.fixture

@@ -45,6 +45,10 @@ class Pool:
     def __len__(self):
         return int(self.starts[-1])
 
+    def spans(self):
+        """The positions of each part, as slices."""
+        return [slice(*span) for span in itertools.pairwise(map(int, self.starts))]
+
     def take(self, indices):
         """indices: (B,) in any order -> (B, C, H, W) uint8 tensor on the CPU."""
         indices = np.asarray(indices)
