@@ -10,6 +10,9 @@ from types import SimpleNamespace
 from training import OPTIMIZERS, SCHEDULES
 from utils import fail, say
 
+# flags of the published files that have no like here, and what to give instead
+PUBLISHED_FLAGS = {'--use_ori': '--transfer_set original distils on the original images'}
+
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     """Adds the default to a help text, where there is one to name."""
@@ -28,7 +31,8 @@ class Parser(argparse.ArgumentParser):
     def error(self, message):
         unknown = message.removeprefix('unrecognized arguments: ')
         if unknown != message:
-            hints = filter(None, (nearest(word.split('=')[0], self._option_string_actions) for word in unknown.split()))
+            words = [word.split('=')[0] for word in unknown.split()]
+            hints = filter(None, (PUBLISHED_FLAGS.get(word) or nearest(word, self._option_string_actions) for word in words))
             message = f'unknown argument {unknown}: {" ".join(hints) or "see --help"}'
         sys.exit(fail(self.prog, message))
 
@@ -110,7 +114,8 @@ def add_teacher_arguments(parser):
     g.add_argument('--mean', nargs='+', type=float, metavar='X', help="of the pixels that the teacher was trained on, in 0..1, one a "
                    "channel; needed where neither the teacher's file nor its builder nor --dataset says it")
     g.add_argument('--std', nargs='+', type=at_least(float, 0, strict=True), metavar='X', help='as --mean')
-    g.add_argument('--size', type=at_least(int, 1), help="of the teacher's images (default: its file's, its builder's or found by a probe)")
+    g.add_argument('--size', '--img_size', type=at_least(int, 1),
+                   help="of the teacher's images (default: its file's, its builder's or found by a probe)")
     g.add_argument('--channels', choices=('1', '3', 'bgr'), help='bgr: three, blue first, with --mean and --std in that order')
     g.add_argument('--class_names', nargs='+', metavar='NAME', help='in the order of the outputs, or a text file with one a line')
 

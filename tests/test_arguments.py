@@ -20,7 +20,7 @@ def parser():
 @pytest.mark.parametrize('given, expected', [
     (['--num_selct', '5'], '--num_select?'), (['--num-select=5'], '--num_select?'), (['--teacherdir', 'a', '--lr', '1'], '--teacher_dir?'),
     (['--num', '5'], '--num'),  # no abbreviations either
-    (['--zzz'], '--help'), (['stray\nword'], 'stray word'),
+    (['--zzz'], '--help'), (['--use_ori'], '--transfer_set original'), (['stray\nword'], 'stray word'),
     (['--dataset', 'cifer10'], 'cifar10?'), (['--dataset', 'imagenet'], 'MNIST, cifar10, cifar100'),
     (['--num_select', '0'], '1'), (['--num_select', 'many'], 'many'), (['--num_select', '1.5'], '1.5'), (['--lr', '0'], '0'),
     (['--lr', 'nan'], 'nan'), (['--lr', 'inf'], 'inf'), (['--lr'], '--lr'),

@@ -121,7 +121,7 @@ def test_the_student_row_by_the_schedule_in_steps(digits):
 
 def test_dafl_sums_its_losses(digits):
     r = result(run('DAFL-train.py', '--dataset', 'mnist5k', '--n_epochs', 1, '--epoch_steps', 40, '--batch_size', 4, '--lr_S', 0.001,
-                   cwd=digits))
+                   '--img_size', 32, cwd=digits))
     assert (r['method'], r['steps'], r['images_seen']) == ('dafl', 40, 160)
     assert read_json(digits / 'runs' / r['run'] / 'config.json')['settings']['lr'] == 0.001
     row, = metrics(digits, r['run'])
