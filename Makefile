@@ -8,7 +8,7 @@ OUT := demo
 
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test bench bench-scale clean
+.PHONY: demo test faults bench bench-scale clean
 
 # A stamp for each requirements file that the environment holds. torch and torchvision come from one index, so that they fit.
 $(VENV)/%: requirements-%.txt requirements.txt
@@ -25,6 +25,11 @@ test: $(VENV)/test
 	$(PY) -m ruff check .
 	$(PY) report.py --check
 	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+# every fault in full, and the table of docs/reliability.md
+faults: $(VENV)/test
+	FAULTS=results/faults.jsonl $(PY) -m pytest -n 2 --dist loadfile -m '' tests/faults
+	$(PY) report.py --readme docs/reliability.md
 
 # flags: make bench BENCH_FLAGS='--photos DIR --check'
 bench: $(VENV)/demo

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lenet import LeNet5, LeNet5Half
 from resnet import ResNet18, ResNet34
-from utils import UserError, first_line, written_aside
+from utils import Damaged, UserError, checked, first_line, written_aside
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and std
 SIZE = 32  # of a network's input, unless its file says otherwise; MNIST's 28 are resized, as published
@@ -69,14 +69,17 @@ def save_network(path, net, facts):
 
 
 def load_network(path):
-    """Returns (network in evaluation mode on the CPU, its facts). Raises UserError for what is no such file."""
+    """Returns (network in evaluation mode on the CPU, its facts). Raises UserError for what is no such file, Damaged for one whose
+    checksum is wrong."""
     if not Path(path).is_file():
         raise UserError(f'no network file {path}')
     try:
-        content = torch.load(path, map_location='cpu', weights_only=True)
+        content = torch.load(checked(path), map_location='cpu', weights_only=True)
         facts, state = {**LATER, **content['facts']}, content['state_dict']
         net = build(facts['arch'], facts['width'], facts['classes'], facts['channels'])
         net.load_state_dict(state)
+    except Damaged as e:
+        raise Damaged(f'{e}: copy it again, or train it again') from None
     except Exception as e:  # torch.load raises a dozen kinds for a damaged file
         raise UserError(f'{path} is not a network that this project saved ({first_line(e)}): train one with teacher-train.py, '
                         'or write yours with networks.save_network, or see docs/your-own.md') from None

@@ -12,7 +12,8 @@ A table stands between two lines, <!-- KIND:FILE:begin --> and <!-- KIND:FILE:en
     trials:FILE          trials of settings, by agreement with the teacher
     speed:FILE, scale:FILE, plan:FILE   the benchmarks' tables
     ratios:FILE FILE ...   the speed of several machines, in one small table
-FILE holds a line a run (a folder of runs can take its place), for the benchmarks one JSON object of "speed" and "scale".
+    faults:FILE          what was tried against the project (tests/faults)
+FILE holds a line a run (a folder of runs can take its place) or a kind of fault, for the benchmarks one JSON object of "speed" and "scale".
 The tables need the standard library only, the figures matplotlib.
 """
 
@@ -22,10 +23,10 @@ import re
 import zipfile
 from pathlib import Path
 
-from paper.bench_tables import plan_table, ratio_table, scale_table, speed_table
+from paper.bench_tables import faults_table, plan_table, ratio_table, scale_table, speed_table
 from paper.results import entries, load_runs
 from paper.tables import make_tables
-from utils import UserError, bad_usage, first_line, read_json, run_script, say, warn, written_aside
+from utils import UserError, bad_usage, first_line, read_json, read_json_lines, run_script, say, warn, written_aside
 
 ROOT = Path(__file__).resolve().parent
 NAME = r'(\w+:[^\s:]+(?: [^\s:]+)*)'
@@ -43,8 +44,11 @@ def marked(name):
             raise UserError(f'{name}: {path} does not exist: publish the runs, or correct the marker')
     if kind in BENCHES:
         return BENCHES[kind](*(read_json(ROOT / word) for word in words.split()))
+    if kind == 'faults':
+        return faults_table(read_json_lines(ROOT / file))
     if kind not in ('table1', 'study', 'pools', 'trials'):
-        raise UserError(f'{name}: expected table1, study, pools, trials, {", ".join(BENCHES)} before the first colon: correct the marker')
+        raise UserError(f'{name}: expected table1, study, pools, trials, faults, {", ".join(BENCHES)} before the first colon: correct '
+                        'the marker')
     return make_tables(load_runs(ROOT / file), ids, kind)
 
 

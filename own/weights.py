@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from utils import UserError, first_line
+from utils import UserError, checked, first_line
 
 HOLDERS = ('state_dict', 'model', 'net', 'model_state_dict', 'ema')  # what a checkpoint may keep its weights under, the first one wins
 PREFIXES = ('module.', '_orig_mod.', 'model.')  # DataParallel's and averaged models', torch.compile's, Lightning's
@@ -51,7 +51,7 @@ def read_content(path):
         if is_torchscript(path):
             raise UserError(f'{path} is a TorchScript program, network and weights in one: give it as the network itself, without weights')
         with torch.serialization.safe_globals(HARMLESS):
-            return torch.load(path, map_location='cpu', weights_only=True)
+            return torch.load(checked(path), map_location='cpu', weights_only=True)
     except UserError:
         raise
     except Exception as e:  # torch.load raises a dozen kinds for a damaged file

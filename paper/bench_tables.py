@@ -1,4 +1,4 @@
-"""The benchmarks' tables, from what bench/speed.py and bench/scale.py write. Standard library only."""
+"""The benchmarks' tables, from what bench/speed.py and bench/scale.py write, and that of tests/faults. Standard library only."""
 
 from statistics import median
 
@@ -60,3 +60,11 @@ def plan_table(bench):
                       f'{share * selection["seconds"]:,.0f} s, {share * selection["GiB"]:,.1f} GiB'])
     head = ['images', 'files to read', 'cache', 'decoding', f'scoring, one GPU of {ASSUMED_TFLOPS} TFLOP/s (assumed)', 'selecting']
     return '\n'.join(markdown(head, 1, lines))
+
+
+def faults_table(rows):
+    """What was tried against the project, from the log of tests/faults. rows: dicts of kind, of, tries, survived, lost."""
+    keys = ('tries', 'survived', 'lost')
+    lines = [[row['kind'], row['of'], *(f'{row[key]:,}' for key in keys)] for row in rows]
+    lines.append(['all', '', *(f'{sum(row[key] for row in rows):,}' for key in keys)])
+    return '\n'.join(markdown(['fault', 'in', *keys], 2, lines))
