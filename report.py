@@ -2,6 +2,7 @@
 
     python report.py                                  # runs/ -> report/table.md, report/*.png
     python report.py --runs results/mnist-study.jsonl   # the same from a file that reproduce.py --publish wrote
+    python report.py --runs runs/NAME --html          # one run, or a folder of them, as a page of one file: report/report.html
     python report.py --readme README.md               # rewrites the tables between README's markers
     python report.py --check                          # exits 1 where README.md or docs/*.md differs from its files
 
@@ -85,14 +86,32 @@ def parse():
     parser.add_argument('--study', nargs='+', metavar='ID', action='append', help='the same, as a slim table; may be repeated')
     parser.add_argument('--pools', action='store_true', help='the table of the rules on pools with other kinds of images')
     parser.add_argument('--no_figures', action='store_true', help='the table only, which needs no package')
+    parser.add_argument('--html', action='store_true', help='instead of the table and the figures, a page, report.html: verdict, curves, '
+                        'rows, selection, classes, speed and commands; of unfinished runs, too')
     parser.add_argument('--readme', type=Path, metavar='FILE', help='rewrite the tables between the markers of this file')
     parser.add_argument('--check', action='store_true',
                         help='write nothing; exit 1 if --readme (default: README.md and docs/*.md) is out of date')
     args = parser.parse_args()
-    if (args.readme or args.check) and (args.runs or args.out or args.rows or args.study or args.no_figures):
-        raise UserError('--runs, --out, --rows, --study, --no_figures do not go with --readme, --check, whose markers name the files: '
-                        'leave them out')
+    tables = args.rows or args.study or args.pools or args.no_figures
+    if (args.readme or args.check) and (args.runs or args.out or args.html or tables):
+        raise UserError('--runs, --out, --rows, --study, --pools, --no_figures, --html do not go with --readme, --check, whose markers '
+                        'name the files: leave them out')
+    if args.html and tables:
+        raise UserError('--rows, --study, --pools, --no_figures do not go with --html, which shows all runs: leave them out')
     return args
+
+
+def write_tables(args, runs, out):
+    studies = args.study or []
+    tables = [make_tables(runs, args.rows or (), 'pools' if args.pools else 'table1')] if args.rows or not studies else []
+    tables += [make_tables(runs, ids, 'study') for ids in studies]
+    print('\n'.join(tables))
+    out.mkdir(parents=True, exist_ok=True)
+    (out / 'table.md').write_text('\n'.join(tables), encoding='utf-8')
+    if not args.no_figures:
+        from paper.figures import draw_figures
+
+        draw_figures(entries(runs, args.rows or dict.fromkeys(id for ids in studies for id in ids)), out)
 
 
 def main():
@@ -100,20 +119,20 @@ def main():
     if args.readme or args.check:
         files = [args.readme] if args.readme else [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
         return max([update_readme(path, args.check) for path in files])
-    runs, studies, out = load_runs(args.runs or Path('runs')), args.study or [], args.out or Path('report')
-    tables = [make_tables(runs, args.rows or (), 'pools' if args.pools else 'table1')] if args.rows or not studies else []
-    tables += [make_tables(runs, ids, 'study') for ids in studies]
-    print('\n'.join(tables))
+    path, out = args.runs or Path('runs'), args.out or Path('report')
+    runs = load_runs(path, unfinished=args.html)
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / 'table.md').write_text('\n'.join(tables), encoding='utf-8')
-        if not args.no_figures:
-            from paper.figures import draw_figures
+        if args.html:
+            from paper.page import write_page
 
-            draw_figures(entries(runs, args.rows or dict.fromkeys(id for ids in studies for id in ids)), out)
+            out.mkdir(parents=True, exist_ok=True)
+            write_page(out / 'report.html', path.resolve().name, runs)
+            say(f'{out / "report.html"} is the page: open it in a browser')
+        else:
+            write_tables(args, runs, out)
     except ImportError as e:
-        raise UserError(f'the table is written, but figures need numpy and matplotlib ({e}): pip install -r requirements-report.txt, '
-                        'or give --no_figures') from None
+        raise UserError(f'figures and the page need numpy and matplotlib ({e}): pip install -r requirements-report.txt, or give '
+                        '--no_figures: the table needs neither') from None
     except (OSError, ValueError, LookupError, TypeError, zipfile.BadZipFile) as e:
         raise UserError(f'{first_line(e)}: {out} can not be written, then give another --out; or a file of a run is damaged, then train '
                         'that run again') from None

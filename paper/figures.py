@@ -11,6 +11,17 @@ COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#0
 STYLES = ('-', '--', ':', '-.', (0, (8, 2)), (0, (3, 1, 1, 1, 1, 1)))
 
 
+def visible(value):
+    """A value as text; what a terminal or a browser would obey and not show, such as an escape or a change of direction, as its code."""
+    text = str(value)
+    return text if text.isprintable() else ''.join(c if c.isprintable() else f'\\u{ord(c):04x}' for c in text)
+
+
+def literal(name):
+    """A name as matplotlib shows it, without a formula in it."""
+    return visible(name).replace('$', r'\$')
+
+
 def find_run(rows, file):
     """Of the runs that have the file, the one to show: the lowest seed of DFND, or the first; None where none has it."""
     runs = [run for entry in rows for run in entry.runs if (run.curve if file == 'metrics.jsonl' else run.file(file))]
@@ -24,28 +35,40 @@ def points(run, key):
 
 
 def draw_curves(fig, rows, _):
-    """Top-1 (percent) of every run, and the losses of each row's lowest seed, over the steps."""
+    """The accuracy and the losses, side by side."""
     rows = [entry for entry in rows if entry.runs]
     fig.set_size_inches(11, 4.6 + 0.08 * len(rows))
     accuracy, loss = fig.subplots(1, 2)
+    draw_accuracy(accuracy, rows)
+    draw_losses(loss, rows)
+    fig.legend(*accuracy.get_legend_handles_labels(), loc='outside lower center', ncols=3, fontsize=9)
+
+
+def draw_accuracy(axis, rows):
+    """Top-1 (percent) of every run over the steps; where no run has one, the agreement with the teacher."""
+    top1 = any(len(points(run, 'top1')[0]) for entry in rows for run in entry.runs)
     for entry, (dash, colour) in zip(rows, itertools.cycle(itertools.product(STYLES, COLOURS))):
-        accuracy.plot([], [], ls=dash, color=colour, label=entry.row.name)
+        axis.plot([], [], ls=dash, color=colour, label=literal(entry.row.name))
         for run in entry.runs:
-            accuracy.plot(*points(run, 'top1'), ls=dash, color=colour, lw=0.9, marker='.', ms=3)
+            axis.plot(*points(run, 'top1' if top1 else 'agreement'), ls=dash, color=colour, lw=0.9, marker='.', ms=3)
+    axis.set(title=f'{"Accuracy on the test set" if top1 else "Agreement with the teacher"}, a line a seed', xlabel='step',
+             ylabel='top-1 (%)' if top1 else 'agreement (%)')
+    axis.grid(alpha=0.3)
+
+
+def draw_losses(axis, rows):
+    """The losses of each row's lowest seed over the steps."""
     losses = dict.fromkeys(key for entry in rows for epoch in entry.runs[0].curve for key in epoch
                            if key.startswith('loss') and (epoch[key] or 0) > 0)
     for key, style in zip(losses, itertools.cycle(STYLES)):
-        loss.plot([], [], ls=style, color='0.3', label=key)
+        axis.plot([], [], ls=style, color='0.3', label=key)
         for entry, colour in zip(rows, itertools.cycle(COLOURS)):
-            loss.plot(*points(entry.runs[0], key), ls=style, color=colour, lw=1.2, marker='.', ms=3)
-    accuracy.set(title='Accuracy on the test set, a line a seed', xlabel='step', ylabel='top-1 (%)')
-    loss.set(title="Training losses where positive, each row's lowest seed", xlabel='step', ylabel='loss (log scale)')
-    loss.set_yscale('log', nonpositive='mask')
+            axis.plot(*points(entry.runs[0], key), ls=style, color=colour, lw=1.2, marker='.', ms=3)
+    axis.set(title="Training losses where positive, each row's lowest seed", xlabel='step', ylabel='loss (log scale)')
+    axis.set_yscale('log', nonpositive='mask')
     if losses:
-        loss.legend(fontsize=8)
-    for axis in (accuracy, loss):
-        axis.grid(alpha=0.3)
-    fig.legend(*accuracy.get_legend_handles_labels(), loc='outside lower center', ncols=3, fontsize=9)
+        axis.legend(fontsize=8)
+    axis.grid(alpha=0.3)
 
 
 def draw_selection(fig, rows, run):
@@ -61,7 +84,7 @@ def draw_chosen(fig, rows, run):
 def draw_images(fig, run, kinds):
     """At most 40 wild images of each of two kinds, with pseudo-label and noise (nats). kinds: the arrays' names -> titles."""
     fig.set_size_inches(10, 10)
-    fig.suptitle(f'Wild images of {run.folder.name}\npseudo-label, noise = -log(teacher\'s confidence)')
+    fig.suptitle(f'Wild images of {literal(run.folder.name)}\npseudo-label, noise = -log(teacher\'s confidence)')
     with np.load(run.file('thumbnails.npz'), allow_pickle=False) as arrays:
         for part, (kind, title) in zip(fig.subfigures(2, 1), kinds.items()):
             part.suptitle(title, fontweight='bold')
@@ -73,7 +96,7 @@ def draw_images(fig, run, kinds):
                 axis.axis('off')
             for axis, image, name, noise in zip(axes, arrays[f'{kind}_images'], names, arrays[f'{kind}_noise']):
                 axis.imshow(image.squeeze(), cmap='gray', vmin=0, vmax=255)
-                axis.set_title(f'{name:.12}\n{noise:.2g}', fontsize=8)
+                axis.set_title(f'{literal(name[:12])}\n{noise:.2g}', fontsize=8)
 
 
 def draw_histogram(fig, rows, _):
@@ -92,7 +115,7 @@ def draw_histogram(fig, rows, _):
     for axis, (name, counts) in zip(axes, panels.items()):
         axis.bar(range(len(counts)), counts, color=COLOURS[0])
         axis.set(xlabel='predicted class', ylabel='images', xlim=(-0.7, classes - 0.3), xticks=range(0, classes, -(-classes // 10)))
-        axis.set_title(name, fontsize=10, wrap=True)
+        axis.set_title(literal(name), fontsize=10, wrap=True)
         axis.grid(axis='y', alpha=0.3)
     for axis in axes[len(panels):]:
         axis.axis('off')
@@ -108,7 +131,8 @@ def draw_adaptation(fig, rows, run):
     image = axis.imshow(np.ma.masked_array(q, diagonal), cmap='cividis')
     fig.colorbar(image, label='probability, off the diagonal')
     axis.set(xlabel='label that the teacher gives', ylabel='true class')
-    axis.set_title(f'Learned adaptation matrix Q of {run.folder.name}\ndiagonal (grey) fixed at {q[diagonal].mean():.4f}', fontsize=10)
+    axis.set_title(f'Learned adaptation matrix Q of {literal(run.folder.name)}\ndiagonal (grey) fixed at {q[diagonal].mean():.4f}',
+                   fontsize=10)
     if len(q) <= 10:
         axis.set(xticks=range(len(q)), yticks=range(len(q)))
         for (i, j), value in np.ndenumerate(q):

@@ -1,4 +1,4 @@
-"""The finished runs: read from their folders or from a published file, which holds a line a run, and grouped into rows of a table."""
+"""The runs: read from their folders or from a published file, which holds a line a run, and grouped into rows of a table."""
 
 import json
 import math
@@ -20,8 +20,8 @@ MOST_POINTS = 50  # of a published curve
 
 
 class Run:
-    """A finished run. line: all that a published file says of it; place: where it was read, for messages; folder: its own, or None
-    where it comes from a published file. Raises UserError where it lacks what every run has."""
+    """A run, finished or not. line: all that a published file says of it; place: where it was read, for messages; folder: its own, or
+    None where it comes from a published file. Raises UserError where it lacks what every run has."""
 
     def __init__(self, line, place, folder=None):
         self.line, self.place, self.folder = line, place, folder
@@ -33,6 +33,10 @@ class Run:
             raise UserError(f'{place}: {", ".join(f"{key}={value!r}" for key, value in (words | wrong).items())}, expected a method of '
                             f'{", ".join(METHODS)}, a number or null for each of {", ".join(NUMBERS)}: train that run again')
 
+    @property
+    def finished(self):
+        return self.folder is None or self.file('result.json') is not None
+
     def file(self, name):
         """The path of a file in the run's folder, or None where there is none."""
         return self.folder / name if self.folder and (self.folder / name).exists() else None
@@ -43,12 +47,22 @@ def is_number(value):
 
 
 def read_run(folder):
-    """The finished run of a folder. Its row is the folder's name without -s<seed>."""
-    result, file = read_json(folder / 'result.json'), folder / 'config.json'
-    config = read_json(file) if file.exists() else {}
+    """The run of a folder, finished or not. Its row is the folder's name without -s<seed>."""
+    config, result = (read_json(file) if file.exists() else {} for file in (folder / 'config.json', folder / 'result.json'))
+    curve = read_json_lines(folder / 'metrics.jsonl')
+    result = result or result_so_far(folder, config, curve)
     origin = {key: value for key, value in config.items() if key not in ('settings', 'args')}  # command, commit, versions, hardware
     return Run({'row': re.sub(r'-s-?\d+$', '', folder.name), 'seed': result.get('seed'), 'settings': settings_of(config), **origin,
-                'result': result, 'curve': read_json_lines(folder / 'metrics.jsonl')}, f'{folder}/result.json', folder)
+                'result': result, 'curve': curve}, f'{folder}/result.json', folder)
+
+
+def result_so_far(folder, config, curve):
+    """What stands for the result of an unfinished run: its settings, and what was measured last."""
+    settings, command = settings_of(config), config.get('command', '')
+    method = ('dafl' if 'DAFL-train.py' in command else 'kd' if settings.get('transfer_set') == 'original' else
+              'dfnd' if 'transfer_set' in settings else 'student' if any(folder.glob('student*')) else 'teacher')
+    measured = {key: row[key] for row in curve for key in ('top1', 'agreement', 'seconds') if row.get(key) is not None}
+    return {**settings, 'wild': None, 'method': method, **measured}
 
 
 def settings_of(config):
@@ -78,24 +92,26 @@ def thinned(curve):
     return curve if last <= steps else [curve[round(i * last / steps)] for i in range(MOST_POINTS)]
 
 
-def load_runs(path):
-    """{data set: {row's id: its runs, by seed}}, of all finished runs of a published file, or anywhere below a folder.
+def load_runs(path, unfinished=False):
+    """{data set: {row's id: its runs, by seed}}, of all runs of a published file, or anywhere below a folder. unfinished: take those
+    without a result.json, too, after the others of their row.
 
     A run is left out, with a warning, where another of its row has its seed or was told something else: their mean would mean
     nothing. Raises UserError where there is no finished run or one can't be used.
     """
     if not path.exists():
         raise UserError(f'{path} does not exist, expected a folder of runs or a published file: train first, or give another --runs')
-    found = [read_run(result.parent) for result in sorted(path.rglob('result.json'))] if path.is_dir() else read_published(path)
-    unfinished = sum(not config.with_name('result.json').exists() for config in path.rglob('config.json'))
-    if unfinished:
-        warn(f'{unfinished} unfinished run(s) in {path} left out (no result.json): --resume finishes one')
+    folders = sorted({file.parent for name in ('config.json', 'result.json') for file in path.rglob(name)})
+    done = [folder for folder in folders if unfinished or (folder / 'result.json').exists()]
+    found = [read_run(folder) for folder in done] if path.is_dir() else read_published(path)
+    if len(done) < len(folders):
+        warn(f'{len(folders) - len(done)} unfinished run(s) in {path} left out (no result.json): --resume finishes one')
     if not found:
         raise UserError(f'{path} holds no finished run (no result.json): train first, or give another --runs')
     tables = {}
-    for run in sorted(found, key=lambda run: run.seed or 0):
+    for run in sorted(found, key=lambda run: (not run.finished, run.seed or 0)):
         kept = tables.setdefault(run.result['dataset'], {}).setdefault(run.row, [])
-        unlike = kept and differences(run, kept[0])
+        unlike = kept and run.finished and differences(run, kept[0])
         if run.seed in [other.seed for other in kept]:
             warn(f'{run.place} left out: row {run.row} has a run of seed {run.seed} already')
         elif unlike:

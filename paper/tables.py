@@ -42,7 +42,12 @@ def top1_cells(entry):
 
 
 def make_table(dataset, rows):
-    """One data set's table: top-1 in percent, FLOPs in multiply-adds."""
+    head, lines, facts = table1(dataset, rows)
+    return '\n'.join([f'**{dataset}**', '', *markdown(head, 2, lines), facts, '', *order_seen(rows)])
+
+
+def table1(dataset, rows):
+    """One data set's table: (head, lines of cells, what is said below). Top-1 in percent, FLOPs in multiply-adds."""
     lines = []
     for entry in rows:
         row, size = entry.row, [short(entry.runs[0].result.get(key)) if entry.runs else '-' for key in ('flops', 'params')]
@@ -58,7 +63,7 @@ def make_table(dataset, rows):
     facts += f' Paper: {SOURCE[dataset]}.' if dataset in SOURCE else ''
     head = ['Algorithm', 'Required data', 'FLOPs', '#params', 'top-1, last (mean ± std)', 'top-1, best', 'n',
             'paper (width 64)' if dataset.startswith('cifar') else 'paper']
-    return '\n'.join([f'**{dataset}**', '', *markdown(head, 2, lines), facts, '', *order_seen(rows)])
+    return head, lines, facts
 
 
 def order_seen(rows):

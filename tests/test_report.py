@@ -306,6 +306,8 @@ def test_wrong_markers_are_one_line(tmp_path, report, lines, words):
     (('--runs', 'nan'), ('top1=nan',)),
     (('--check', '--rows', 'a'), ('--rows', '--check')),
     (('--check', '--runs', 'odd'), ('--runs', '--check')),
+    (('--html', '--rows', 'a'), ('--rows', '--html')),
+    (('--html', '--runs', 'fine', '--out', 'list.jsonl'), ('list.jsonl', 'can not be written', '--out')),
     (('--readme', 'nowhere.md'), ('nowhere.md', 'not a file')),
     (('--runs', 'fine', '--out', 'list.jsonl'), ('list.jsonl', 'can not be written', '--out'))])
 def test_errors_are_one_line(tmp_path, report, flags, words):
@@ -344,6 +346,7 @@ def add_files(folder, classes):
         arrays |= {f'{kind}_images': rng.integers(0, 256, (9, 28, 28), dtype=np.uint8), f'{kind}_noise': rng.random(9),
                    f'{kind}_labels': rng.integers(0, classes, 9)}
     np.savez(folder / 'thumbnails.npz', **arrays)
+    np.savez(folder / 'selection.npz', noise=rng.random(60), labels=np.arange(60) % classes, chosen=np.arange(1, 60, 2))
     np.save(folder / 'adaptation.npy', np.where(np.eye(classes) > 0, 0.98, 0.02 / (classes - 1)).astype(np.float32))
 
 
