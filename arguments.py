@@ -7,6 +7,7 @@ import os
 import sys
 from types import SimpleNamespace
 
+from paper.board import check_packages
 from training import OPTIMIZERS, SCHEDULES
 from utils import fail, say
 
@@ -80,6 +81,8 @@ def add_common_arguments(parser, datasets):
     g.add_argument('--cache_dir', default='cache', metavar='DIR', help='keeps decoded images; delete it to free the space')
     g.add_argument('--workers', type=at_least(int, 0), default=min(os.cpu_count() or 1, 8), metavar='N',
                    help='processes that decode images; 0 decodes in this one')
+    g.add_argument('--tensorboard', action='store_true', help="also write curves and pictures into the run's folder, for tensorboard "
+                   '--logdir; needs pip install tensorboard matplotlib')
     g = parser.add_argument_group('training')
     g.add_argument('--seed', type=int, default=0, help='the same command and seed give the same result on one machine')
     g.add_argument('--device', default='auto', help='auto takes cuda, then mps, then cpu')
@@ -133,7 +136,7 @@ def add_student_arguments(g):
 
 # where and how a run is computed, and not what: these settings may differ between a run and its resumption
 WHERE = {'resume', 'workers', 'cache_dir', 'device', 'data', 'output_dir', 'run', 'teacher_dir', 'teacher_weights', 'score_only', 'export',
-         'export_normalise'}
+         'export_normalise', 'tensorboard'}
 
 
 def pick_recipe(given, own, published, device):
@@ -158,7 +161,10 @@ class Settings(SimpleNamespace):
 
 
 def settle(args, recipe, /, **more):
-    """The Settings of the parsed `args`, with `recipe`'s, a dict, where a flag is not given. more: what follows from both."""
+    """The Settings of the parsed `args`, with `recipe`'s, a dict, where a flag is not given. more: what follows from both. Raises UserError
+    where --tensorboard lacks its packages."""
+    if args.tensorboard:
+        check_packages()
     return Settings(**{**recipe, **{k: v for k, v in vars(args).items() if v is not None or k not in recipe}, **more})
 
 

@@ -15,6 +15,7 @@ import torchvision
 import distributed
 from arguments import WHERE
 from networks import count_multiply_adds, count_parameters, save_network
+from paper import board
 from utils import UserError, first_line, read_json, say, write_json, written_aside
 from wild.workers import lock
 
@@ -49,7 +50,7 @@ class Run:
         """settings: an arguments.Settings; those of a resumed run are kept: `self.settings` has them. name: of the folder, where --run
         gives none. measured: settings that were measured and not asked for: they may differ a little, and the run keeps the first."""
         self.folder = Path(settings.output_dir) / (settings.run or name)
-        self.name, self.lock = self.folder.name, None
+        self.name, self.lock, self.board = self.folder.name, None, None
         self.started, self.before = time.time(), 0.0  # before: seconds of the sittings before this one
         self.settings = settings.replace(**distributed.on_first(self._open, settings, device, measured))
 
@@ -144,6 +145,7 @@ class Run:
             row['agreement'] = agreement
         if distributed.rank() > 0:
             return
+        board.write_row(self, row)
         with open(self.folder / 'metrics.jsonl', 'a') as f:
             f.write(json.dumps(row) + '\n')
         losses = [f'{k} {v:.4f}' for k, v in row.items() if 'loss' in k and v is not None]
@@ -174,6 +176,7 @@ class Run:
         result = self.result(method, top1=self.top1, top1_best=self.best, params=count_parameters(self.net),
                              flops=count_multiply_adds(self.net, self.facts['channels'], self.facts['size']), **measured)
         write_json(self.folder / 'result.json', result)
+        board.write_end(self)
         print_result(result)
 
 

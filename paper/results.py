@@ -15,7 +15,8 @@ NUMBERS = ('top1', 'top1_best', 'teacher_top1', 'seconds', 'seed', 'params', 'fl
 # it was computed.
 TOLD = ('recipe', 'select', 'num_select', 'loss', 'wild', 'wild_images', 'arch', 'width', 'teacher_arch', 'teacher_width', 'epochs',
         'steps', 'images_seen')
-HOW = ('seed', 'run', 'resume', 'device', 'workers', 'data', 'score_only', 'teacher', 'output_dir', 'cache_dir', 'teacher_dir')
+HOW = ('seed', 'run', 'resume', 'device', 'workers', 'data', 'score_only', 'teacher', 'output_dir', 'cache_dir', 'teacher_dir',
+       'export', 'export_normalise', 'tensorboard')
 MOST_POINTS = 50  # of a published curve
 
 

@@ -46,9 +46,10 @@ def test_a_name_is_found_in_any_case(text, name):
 
 def test_settings_are_recipe_then_flags_zero_and_false_too_then_what_follows_from_both():
     recipe = dict(epochs=10, lr=0.1, augment=True, ie=5.0, arch='a')
-    args = SimpleNamespace(epochs=3, lr=None, augment=False, ie=0.0, wild=None, arch=None)
+    args = SimpleNamespace(epochs=3, lr=None, augment=False, ie=0.0, wild=None, arch=None, tensorboard=False)
     settings = arguments.settle(args, recipe, arch='b')
-    assert vars(settings) == dict(epochs=3, lr=0.1, augment=False, ie=0.0, wild=None, arch='b')
+    assert vars(settings) == dict(epochs=3, lr=0.1, augment=False, ie=0.0, wild=None, arch='b',
+                                  tensorboard=False)
     assert recipe['epochs'] == 10 and vars(settings.replace(lr=1)) == vars(settings) | {'lr': 1}
     with pytest.raises(AttributeError, match='lr'):
         settings.lr = 2

@@ -30,7 +30,7 @@ def open_run(tmp_path, resume=False, name=None, measured=(), **settings):
     """A Run, as if the process of the one before were dead."""
     while OPENED:
         OPENED.pop().lock.release()
-    settings = {'seed': 0, 'lr': 0.1, 'epochs': 9, 'milestones': (0.4, 0.8), **settings}
+    settings = {'tensorboard': False, 'seed': 0, 'lr': 0.1, 'epochs': 9, 'milestones': (0.4, 0.8), **settings}
     OPENED.append(Run(Settings(output_dir=str(tmp_path / 'runs'), run=name, resume=resume, **settings), 'MNIST-teacher', CPU, measured))
     return OPENED[-1]
 
