@@ -24,6 +24,7 @@ from own.student import make_student, run_name
 from own.teacher import Wanted, load_teacher, own_info
 from runs import Run
 from utils import progress, say
+from wild.reading import Decoder
 
 
 def parse():
@@ -108,7 +109,7 @@ def main():
     student, arch, width = make_student(args, own_info(teacher).student, teacher, 'dafl')
     s = settle(args, arch, width, teacher)
     generator = training.to_device(Generator(teacher.size, s.latent_dim, teacher.channels), device)  # right after the student, by one seed
-    test = load_test(s.dataset, s.data, s.cache_dir, s.workers, device, own_info(teacher))
+    test = load_test(s.dataset, s.data, s.cache_dir, Decoder.of(s), device, own_info(teacher))
     teacher_top1 = teacher.measure(test)
     run = Run(s, run_name(s.dataset, 'dafl', arch, width, s.seed), device)
     arguments.say_settings(s)

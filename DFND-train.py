@@ -27,6 +27,7 @@ from runs import Run, print_result
 from selection import SELECT, Rule, score, score_and_select, worth_keeping
 from utils import UserError, progress, say, warn
 from wild.pool import Wild, open_pool, open_stream
+from wild.reading import Decoder
 from wild.stream import stream_and_select
 
 LOSSES = ('kd+nll', 'kd', 'nll', 'kd+ce', 'ce')
@@ -207,17 +208,17 @@ def main():
     teacher = load_teacher(Wanted.of(args), args.dataset, DATASETS.get(args.dataset), device, args.amp)
     info = own_info(teacher)
     student, arch, width = make_student(args, info.student, teacher, 'student')
-    test = load_test(teacher.dataset, args.data, args.cache_dir, args.workers, device, info)
+    test = load_test(teacher.dataset, args.data, args.cache_dir, Decoder.of(args), device, info)
     teacher_top1 = teacher.measure(test)
     s = settle(args, arch, width, teacher, teacher_top1)
     wild = pool = None
     if s.transfer_set == 'original':
         if s.dataset not in DATASETS:
             raise UserError('--transfer_set original needs labelled data: name it with --dataset')
-        train = load(s.dataset, s.data, True, s.cache_dir, s.workers, info).to(device)
+        train = load(s.dataset, s.data, True, s.cache_dir, Decoder.of(s), info).to(device)
         s = settle_budget(args, s, len(train.labels))
     else:
-        wild = Wild(s.wild or info.wild, teacher.size, teacher.channels, s.data, s.cache_dir, s.workers)
+        wild = Wild(s.wild or info.wild, teacher.size, teacher.channels, s.data, s.cache_dir, Decoder.of(s))
         pool = None if s.stream else open_pool(wild)
         worth = None
         if pool and s.fit_pool and s.select != 'all' and not args.num_select:

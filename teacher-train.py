@@ -18,6 +18,7 @@ from data import DATASETS, EpochPlan, batches, load, measure, padding_of
 from networks import ARCHS, SIZE, Normalise, build, count_parameters, resolve_width
 from runs import Run
 from utils import progress, say
+from wild.reading import Decoder
 
 
 def parse():
@@ -78,9 +79,9 @@ def main():
     # ---------------------------------------------------------------- settings and data
     args = parse()
     device = training.pick_device(args.device)
-    info = measure(args.dataset, args.data, args.size, args.channels, args.cache_dir, args.workers)
+    info = measure(args.dataset, args.data, args.size, args.channels, args.cache_dir, Decoder.of(args))
     s = settle(args, info, device)
-    train, test = (load(s.dataset, s.data, part, s.cache_dir, s.workers, info).to(device) for part in (True, False))
+    train, test = (load(s.dataset, s.data, part, s.cache_dir, Decoder.of(s), info).to(device) for part in (True, False))
     method = 'student' if s.arch == info.student else 'teacher'
     run = Run(s, f'{s.dataset}-{method}-{s.arch}-w{s.width}-s{s.seed}', device)
     arguments.say_settings(s)

@@ -33,7 +33,7 @@ def held_out(selection, pool, wild, teacher, seed):
 
 def unchosen_of_stream(selection, wild):
     chosen = set(selection.pool.names())
-    for _, images, names in open_stream(wild):
+    for _, images, names, _ in open_stream(wild):
         rows = [row for row, name in enumerate(names) if name not in chosen][:HELD]
         if rows:
             return torch.from_numpy(images[rows].copy())
@@ -49,7 +49,7 @@ def estimated_accuracy(pool, wild, teacher):
         images = pool.take(np.linspace(0, len(pool) - 1, min(SAMPLE, len(pool))).round().astype(np.int64))
     else:
         parts, count = [], 0
-        for _, some, _ in open_stream(wild):
+        for _, some, *_ in open_stream(wild):
             parts.append(some)
             count += len(some)
             if count >= SAMPLE:

@@ -8,7 +8,6 @@ from urllib.error import URLError
 
 import pytest
 import torch
-from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 torch.set_num_threads(1)
@@ -41,9 +40,10 @@ def no_network(monkeypatch):
 def wild_of(tmp_path):
     """The Wild of some sources, with the test's own cache."""
     from wild.pool import Wild
+    from wild.reading import Decoder
 
-    def wild(*sources, channels=3, workers=0, cache_dir=tmp_path / 'cache', size=32):
-        return Wild([str(s) for s in sources], size, channels, str(tmp_path / 'data'), str(cache_dir), workers)
+    def wild(*sources, channels=3, workers=0, cache_dir=tmp_path / 'cache', size=32, **limits):
+        return Wild([str(s) for s in sources], size, channels, str(tmp_path / 'data'), str(cache_dir), Decoder(workers, **limits))
 
     return wild
 
@@ -55,18 +55,26 @@ def pool_of(wild_of):
     return lambda *sources, **how: open_pool(wild_of(*sources, **how))
 
 
+@pytest.fixture(autouse=True)
+def no_pauses(monkeypatch):
+    """A file system that fails is tried again at once."""
+    monkeypatch.setattr('wild.reading.PAUSES', (0,))
+
+
 @pytest.fixture
 def decoded(monkeypatch):
-    """The paths of the files that are opened from now on."""
-    opened, original = [], Image.open
-    monkeypatch.setattr(Image, 'open', lambda path, *a, **k: opened.append(str(path)) or original(path, *a, **k))
+    """The paths of the image files that are read from now on."""
+    from wild import reading
+
+    opened, original = [], reading.read_file
+    monkeypatch.setattr(reading, 'read_file', lambda path, *a: opened.append(path) or original(path, *a))
     return opened
 
 
 @pytest.fixture
 def interrupted(monkeypatch):
     """interrupted(n, call): the call is stopped by Ctrl-C when n images are decoded."""
-    from wild import decode
+    from wild import decode, reading
 
     def interrupt(count, call):
         original, left = decode.to_array, iter(range(count))
@@ -77,7 +85,8 @@ def interrupted(monkeypatch):
             return original(*a)
 
         with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
-            m.setattr(decode, 'to_array', stopped)
+            for module in (decode, reading):
+                m.setattr(module, 'to_array', stopped)
             call()
 
     return interrupt

@@ -23,6 +23,7 @@ import training
 from data import DATASETS, EpochPlan, batches, crop_flip, load, load_test, measure, padding_of
 from networks import FACTS, Normalise
 from wild import classes, pool
+from wild.reading import HERE
 
 
 @pytest.mark.parametrize('channels', [1, 3])
@@ -250,10 +251,10 @@ def test_class_folders_of_a_wrong_number_or_without_images_are_told(folders, tmp
 
 
 def test_without_test_data_there_is_a_warning_and_no_error(tmp_path, no_network, capfd):
-    assert load_test('cifar10', tmp_path, tmp_path / 'cache', 0, 'cpu') is None
+    assert load_test('cifar10', tmp_path, tmp_path / 'cache', HERE, 'cpu') is None
     assert 'mnist5k' in (line := capfd.readouterr().err) and line.count('\n') == 1
     write_mnist(tmp_path / 'MNIST' / 'raw')
-    split = load_test('MNIST', tmp_path, tmp_path / 'cache', 0, 'meta')  # both of its tensors go to the device
+    split = load_test('MNIST', tmp_path, tmp_path / 'cache', HERE, 'meta')  # both of its tensors go to the device
     assert len(split.labels) == 3 and split.images.device.type == split.labels.device.type == 'meta'
 
 
@@ -269,8 +270,8 @@ def write_classes(part, counts, size=(40, 50), grey=False):
 
 def opened_folder(root, train=True, size=32, channels=None):
     cache = root / 'cache'
-    info = measure('folder', root, size, channels, cache, 0)
-    return info, load('folder', root, train, cache, 0, info)
+    info = measure('folder', root, size, channels, cache, HERE)
+    return info, load('folder', root, train, cache, HERE, info)
 
 
 COUNTS = {'Dog': 3, 'cat': 2, '10': 1, '9': 1}
@@ -355,22 +356,22 @@ def test_blank_training_images_are_told(tmp_path):
 def test_for_evaluation_the_test_folder_is_enough_and_the_teacher_knows_the_rest(names, tmp_path, capfd):
     cache, teacher = tmp_path / 'cache', dataclasses.replace(teacher_of(None, classes=2), size=48, class_names=names)
     info = DATASETS['folder'].of_teacher(teacher)
-    assert load_test('folder', tmp_path, cache, 0, 'cpu', info) is None and 'no test data' in capfd.readouterr().err
+    assert load_test('folder', tmp_path, cache, HERE, 'cpu', info) is None and 'no test data' in capfd.readouterr().err
     write_classes(tmp_path / 'test', {'a': 2, 'b': 1})
-    split = load_test('folder', tmp_path, cache, 0, 'cpu', info)
+    split = load_test('folder', tmp_path, cache, HERE, 'cpu', info)
     assert split.images.shape == (3, 1, 48, 48)
     assert split.labels.tolist() == ([0, 1, 1] if names[0] == 'b' else [0, 0, 1])  # numbers are no names
     write_classes(tmp_path / 'test', {'c': 1})
-    assert 'c' in error_of(load_test, 'folder', tmp_path, cache, 0, 'cpu', info)  # a mistake, and not a lack of data
+    assert 'c' in error_of(load_test, 'folder', tmp_path, cache, HERE, 'cpu', info)  # a mistake, and not a lack of data
 
 
 def test_a_data_set_of_torchvisions_comes_at_any_size_and_with_its_own_channels(tmp_path, no_network):
     content = write_mnist(tmp_path / 'MNIST' / 'raw')
-    info = measure('MNIST', tmp_path, 64, None, tmp_path / 'cache', 0)
+    info = measure('MNIST', tmp_path, 64, None, tmp_path / 'cache', HERE)
     split = load('MNIST', tmp_path, True, info=info)
     expected = [np.asarray(Image.fromarray(x).resize((64, 64), Image.BILINEAR)) for x in content[True][0]]
     assert info.mean == DATASETS['MNIST'].mean and np.array_equal(split.images[:, 0], expected)
-    assert '--channels 3' in error_of(measure, 'MNIST', tmp_path, 32, 3, tmp_path / 'cache', 0)
+    assert '--channels 3' in error_of(measure, 'MNIST', tmp_path, 32, 3, tmp_path / 'cache', HERE)
 
 
 def test_images_that_take_too_much_memory_are_read_from_the_cache(tmp_path, monkeypatch):

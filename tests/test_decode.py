@@ -1,6 +1,7 @@
 """Decoding beside PIL and torchvision, pixel by pixel: every format and mode, broken files, the cache and how it is built."""
 import contextlib
 import errno
+import faulthandler
 import multiprocessing
 import os
 import signal
@@ -16,10 +17,12 @@ from images import assert_pool_is, break_files, error_of, pixels, random_images,
 from PIL import Image, ImageOps
 from torchvision import transforms
 
-from wild import decode, workers
+from utils import read_json_lines
+from wild import decode, reading, workers
 from wild.decode import decode_files, jobs_of
 from wild.pixels import to_array
 from wild.pool import Pool
+from wild.reading import Decoder, Skip
 from wild.workers import lock, locked, run_jobs
 
 EVERY = ('png', 'jpg', 'webp', 'gif', 'bmp', 'tiff', 'ppm')
@@ -136,9 +139,11 @@ def test_broken_files_are_skipped_counted_and_listed(tmp_path, pool_of, capfd, m
     good, broken = break_files(tmp_path / 'photos')
     for _ in range(2):  # the second time from the cache
         assert_pool_is(pool_of(tmp_path / 'photos'), good)
-        line = next(x for x in capfd.readouterr().out.splitlines() if 'skipped 3 of 6' in x)
-        listed = Path(next(word for word in line.split() if word.endswith('*.skipped')))
-        assert [line for file in sorted(listed.parent.glob('*.skipped')) for line in file.read_text().splitlines()] == broken
+        out, err = capfd.readouterr()
+        line = next(x for x in out.splitlines() if 'skipped 3 of 6' in x)
+        listed = read_json_lines(next(word for word in line.split() if word.endswith('skipped.jsonl')))
+        assert [skip['image'] for skip in listed] == broken and not any(skip['again'] for skip in listed)
+        assert [skip['reason'].split()[0] for skip in listed] == ['is', 'is', 'OSError:'] and 'warning: 50 % of photos' in err
     for path in good:
         os.remove(path)
     for _ in range(2):  # nothing is left
@@ -155,7 +160,8 @@ def test_any_bytes_of_a_name_are_kept_and_a_line_end_in_it_moves_no_other_name(t
         pass
     found = [os.fsencode(os.path.basename(name)) for name in pool_of(tmp_path / 'photos').names()]
     assert found == [b'0\\n.png', *names[1:]]
-    assert next((tmp_path / 'cache').glob('*/*.skipped')).read_bytes().endswith(b'/gar\xff\xfe\\nbage.png\n')
+    listed = read_json_lines(next((tmp_path / 'cache').glob('*/skipped.jsonl')))
+    assert [os.fsencode(skip['image']).rpartition(b'/')[2] for skip in listed] == [b'gar\xff\xfe\nbage.png']
 
 
 @pytest.mark.parametrize('broken', [range(2), range(2, 4), range(4, 5)])
@@ -168,22 +174,64 @@ def test_a_part_without_a_single_image_does_no_harm(broken, tmp_path, pool_of, m
         assert_pool_is(pool_of(tmp_path / 'photos'), [p for i, p in enumerate(paths) if i not in broken])
 
 
-@pytest.mark.parametrize('error', [OSError(errno.EMFILE, 'Too many open files'), OSError(errno.EIO, 'Input/output error'), MemoryError()])
-def test_a_fault_of_the_machine_is_no_broken_file(error, tmp_path, pool_of, monkeypatch):
-    paths, original = write_images(tmp_path / 'photos', 5), Image.open
+@pytest.mark.parametrize('error', [errno.EMFILE, errno.EIO, errno.ENOENT, errno.EACCES, errno.ESTALE, errno.ENOTCONN])
+def test_a_fault_of_the_file_system_is_no_broken_file_and_never_cached(error, tmp_path, pool_of, monkeypatch, decoded):
+    paths, original = write_images(tmp_path / 'photos', 5), reading.opened
     monkeypatch.setattr(decode, 'CHUNK', 2)
+    with monkeypatch.context() as m:
+        m.setattr(reading, 'opened', lambda path, *a: original(path if path != paths[3] else fail(error), *a))
+        assert_pool_is(pool_of(tmp_path / 'photos'), paths[:3] + paths[4:])
+        listed = read_json_lines(next((tmp_path / 'cache').glob('*/skipped.jsonl')))
+        assert [skip['image'] for skip in listed] == [paths[3]] and errno.errorcode[error] in listed[0]['reason'] and listed[0]['again']
+        decoded.clear()
+        assert_pool_is(pool_of(tmp_path / 'photos'), paths[:3] + paths[4:])
+        assert decoded == []
+    assert_pool_is(pool_of(tmp_path / 'photos'), paths)
+    assert decoded == paths[2:4]
+    assert read_json_lines(next((tmp_path / 'cache').glob('*/skipped.jsonl'))) == []
 
-    def failing(path):
-        if path == paths[3]:
-            raise error
-        return original(path)
+
+def fail(error):
+    raise OSError(error, os.strerror(error))
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+def test_a_folder_that_vanishes_stops_the_build_and_is_read_when_it_is_back(workers, tmp_path, pool_from, monkeypatch, fork):
+    paths, original = write_images(tmp_path / 'photos', 40), decode.write_part
+    monkeypatch.setattr(decode, 'CHUNK', 8)
+
+    def vanish(task, **more):
+        if task[1] == 1:
+            os.rename(tmp_path / 'photos', tmp_path / 'away')
+        return original(task, **more)
 
     with monkeypatch.context() as m:
-        m.setattr(Image, 'open', failing)
-        text = error_of(pool_of, tmp_path / 'photos')
-    assert paths[3] in text and type(error).__name__ in text and 'the same command again' in text
-    assert whole(tmp_path / 'cache') == set() and not list((tmp_path / 'cache').rglob('*.skipped'))
+        m.setattr(decode, 'write_part', vanish)
+        text = error_of(pool_from, paths, workers)
+    assert 'of 40 files can not be read' in text and 'ENOENT' in text and 'the same command again' in text
+    assert whole(tmp_path / 'cache') == set()
+    os.rename(tmp_path / 'away', tmp_path / 'photos')
+    assert_pool_is(pool_from(paths, workers), paths)
+
+
+def test_a_fault_that_passes_is_waited_for(tmp_path, pool_of, monkeypatch):
+    paths, original, left = write_images(tmp_path / 'photos', 3), open, iter([errno.ESTALE, errno.EIO])
+    monkeypatch.setattr(reading, 'PAUSES', (0, 0, 0))
+
+    def failing(path, *a, **k):
+        if path == paths[1] and (error := next(left, None)):
+            fail(error)
+        return original(path, *a, **k)
+
+    monkeypatch.setattr(reading, 'open', failing, raising=False)
     assert_pool_is(pool_of(tmp_path / 'photos'), paths)
+    assert next(left, None) is None
+
+
+def test_no_memory_in_this_process_is_no_broken_file(tmp_path, pool_of, monkeypatch):
+    write_images(tmp_path / 'photos', 1)
+    monkeypatch.setattr(Image, 'open', Mock(side_effect=MemoryError()))
+    assert '000.png' in (text := error_of(pool_of, tmp_path / 'photos')) and 'the same command again' in text
 
 
 @pytest.mark.parametrize('change', [None, 'channels', 'content', 'time', 'size', 'added', 'removed', 'renamed'])
@@ -212,7 +260,7 @@ def test_only_a_changed_folder_is_decoded_anew(change, tmp_path, pool_of, decode
 @pytest.fixture
 def pool_from(tmp_path):
     """Decodes a list of files to the test's cache."""
-    return lambda paths, workers=0: Pool(decode_files(paths, 32, 3, tmp_path / 'cache', 'photos', workers), 'photos')
+    return lambda paths, workers=0: Pool(decode_files(paths, (32, 3), tmp_path / 'cache', 'photos', Decoder(workers)), 'photos')
 
 
 def test_a_build_that_is_stopped_leaves_no_cache_and_goes_on_where_it_was(tmp_path, pool_from, interrupted, decoded, monkeypatch):
@@ -227,30 +275,32 @@ def test_a_build_that_is_stopped_leaves_no_cache_and_goes_on_where_it_was(tmp_pa
     assert_pool_is(pool, paths)
 
 
-def test_a_build_that_is_killed_goes_on_without_the_parts_that_are_done(tmp_path, pool_from, monkeypatch, fork, decoded):
-    paths, cache, original = write_images(tmp_path / 'photos', 10), tmp_path / 'cache', decode.to_array
+@pytest.mark.parametrize('number', [signal.SIGKILL, signal.SIGSEGV, signal.SIGPROF])
+@pytest.mark.parametrize('wrong', [{8}, {0, 5, 9}])
+def test_a_decoder_that_dies_takes_its_image_alone_with_it(number, wrong, tmp_path, pool_from, monkeypatch, fork, capfd):
+    paths, original = write_images(tmp_path / 'photos', 10), reading.to_array
     monkeypatch.setattr(decode, 'CHUNK', 2)
 
-    def killed(image, *a):  # in a worker: at the last part, when another is done
-        while image.filename == paths[8]:
-            if list(cache.rglob('*.npy')):
-                os.kill(os.getpid(), signal.SIGKILL)
-            time.sleep(0.01)
+    def killed(image, *a):
+        faulthandler.disable()  # pytest's
+        if image.fp.getbuffer().nbytes in sizes:
+            os.kill(os.getpid(), number)
         return original(image, *a)
 
-    with monkeypatch.context() as m:
-        m.setattr(decode, 'to_array', killed)
-        text = error_of(pool_from, paths, workers=2)
-    assert 'the same command again' in text and '--workers' in text and whole(cache) == set()
-    done = {int(p.stem) for p in cache.rglob('*.npy')}
-    decoded.clear()
-    pool = pool_from(paths)
-    assert done and decoded == [p for i, p in enumerate(paths) if i // 2 not in done]
-    assert_pool_is(pool, paths)
+    monkeypatch.setattr(reading, 'to_array', killed)
+    for i, path in enumerate(paths):  # each of its own size
+        with open(path, 'ab') as file:
+            file.write(bytes(i))
+    sizes = {os.path.getsize(paths[i]) for i in wrong}
+    assert_pool_is(pool_from(paths, 2), [p for i, p in enumerate(paths) if i not in wrong])
+    listed = read_json_lines(next((tmp_path / 'cache').glob('*/skipped.jsonl')))
+    assert [skip['image'] for skip in listed] == [paths[i] for i in sorted(wrong)]
+    told = '--decode_seconds' if number == signal.SIGPROF else signal.Signals(number).name
+    assert all(told in skip['reason'] for skip in listed) and multiprocessing.active_children() == []
 
 
 def test_a_part_that_is_done_again_forgets_what_was_skipped(tmp_path):
-    decode.save_part(tmp_path, 0, np.zeros((1, 3, 32, 32), np.uint8), ['a'], skipped=['b'])
+    decode.save_part(tmp_path, 0, np.zeros((1, 3, 32, 32), np.uint8), ['a'], skipped=[Skip('b', 'is empty')])
     decode.save_part(tmp_path, 0, np.zeros((2, 3, 32, 32), np.uint8), ['a', 'b'])
     assert sorted(os.listdir(tmp_path)) == ['000000.npy', '000000.txt']
 
@@ -295,7 +345,7 @@ def test_few_jobs_are_under_way_at_a_time_and_results_come_in_order(workers, for
 
 
 def test_of_two_processes_that_want_the_same_cache_one_decodes_and_both_get_it(tmp_path, pool_from, monkeypatch, fork):
-    paths, original = write_images(tmp_path / 'photos', 16), decode.to_array
+    paths, original = write_images(tmp_path / 'photos', 16), reading.to_array
     monkeypatch.setattr(decode, 'CHUNK', 4)
 
     def slow(*a):
@@ -308,7 +358,7 @@ def test_of_two_processes_that_want_the_same_cache_one_decodes_and_both_get_it(t
         together.wait()
         pools.put(pool_from(paths, workers=2).take(range(16)).numpy())
 
-    monkeypatch.setattr(decode, 'to_array', slow)
+    monkeypatch.setattr(reading, 'to_array', slow)
     together, pools = multiprocessing.Barrier(2), multiprocessing.Queue()
     runs = [multiprocessing.Process(target=build, args=(together, pools)) for _ in range(2)]
     for run in runs:

@@ -17,10 +17,12 @@ import torchvision
 from images import CPU, assert_pool_is, error_of, pixels, random_images, reference, resized, whole, write_idx, write_images
 from PIL import Image
 
-from wild import decode
+from utils import read_json_lines
+from wild import decode, reading
 from wild import demo as demo_pool
 from wild import pool as wild_pool
 from wild.pool import SETS, Pool, open_stream
+from wild.reading import HERE
 from wild.sources import find_images
 
 webdataset = pytest.importorskip('webdataset')
@@ -48,7 +50,7 @@ def test_a_folder_that_cannot_be_read_is_left_out_with_a_warning(tmp_path, monke
     paths, original = write_images(tmp_path / 'a', 1), os.scandir
     write_images(tmp_path / 'b', 1)
     monkeypatch.setattr(os, 'scandir', lambda path: original('b cannot be read' if path == str(tmp_path / 'b') else path))
-    assert list(find_images(str(tmp_path))) == paths and 'b cannot be read' in capfd.readouterr().err
+    assert list(find_images(str(tmp_path), HERE)) == paths and 'b cannot be read' in capfd.readouterr().err
 
 
 FILES = {'no image/notes.txt': 'text', 'a file.png': '', 'empty.txt': '', 'blank.txt': '\n \n', '00.tar': '', '01.tar': '',
@@ -83,8 +85,9 @@ def test_a_text_file_lists_the_images_relative_to_itself(encoding, end, tmp_path
     pool = pool_of(tmp_path / 'lists' / 'some.txt')
     assert_pool_is(pool, [a[1], b[0], a[0]])  # in the list's order
     assert pool.name == 'some.txt' and 'skipped 2 of 5' in capfd.readouterr().out
-    listed = next((tmp_path / 'cache').glob('*/*.skipped'))
-    assert listed.read_text().splitlines() == [str(tmp_path / 'lists' / name) for name in ('gone.png', 'near/0\0.png')]
+    listed = read_json_lines(next((tmp_path / 'cache').glob('*/skipped.jsonl')))
+    assert [skip['image'] for skip in listed] == [str(tmp_path / 'lists' / name) for name in ('gone.png', 'near/0\0.png')]
+    assert [skip['again'] for skip in listed] == [True, False]
 
 
 def write_shards(folder, paths):
@@ -146,7 +149,7 @@ def test_a_damaged_shard_keeps_what_comes_before_the_damage(damage, shards, pool
 def test_a_shard_that_cannot_be_opened_now_is_not_given_up_and_a_changed_one_decoded_anew(shards, pool_of, tmp_path, monkeypatch):
     pattern, names, paths = shards
     with monkeypatch.context() as m:
-        m.setattr(decode, 'open', Mock(side_effect=OSError(errno.EMFILE, 'Too many open files')), raising=False)
+        m.setattr(reading, 'open', Mock(side_effect=OSError(errno.EMFILE, 'Too many open files')), raising=False)
         text = error_of(pool_of, pattern)
     assert '00000.tar' in text and 'the same command again' in text and whole(tmp_path / 'cache') == set()
     before = pool_of(pattern)
@@ -182,7 +185,7 @@ def test_a_shards_members_are_told_apart_by_their_last_suffix_and_their_content(
     assert np.array_equal(pool.take(range(6)), [reference(path, 3) for path in paths])  # of two with one name, both
     keys = ('IMG.000', '2021.03.01 10.15.22', '0', '0', 'photo.png?width=640', 'plain')
     assert list(pool.names()) == [f'{file}#x/{key}' for key in keys]
-    assert f'skipped 1 of 7 files of a.tar that are no readable images, the first is {file}#x/0.mp4' in capfd.readouterr().out
+    assert f'skipped 1 of 7 files of a.tar, the first is {file}#x/0.mp4 (is none of JPEG' in capfd.readouterr().out
 
 
 @pytest.mark.parametrize('damage, kept', [('in an image', 3), ('between two', 3), ('in a header', 5)])
@@ -207,11 +210,11 @@ def test_shards_of_large_images_are_read_in_pieces(contents, tmp_path, wild_of, 
     monkeypatch.setattr(decode, 'CHUNK', 9)  # of 64 x 64
     wild = wild_of(file, size=96)
     parts, pool = list(open_stream(wild)), wild_pool.open_pool(wild)
-    assert [len(names) for *_, names in parts] == [4, 2] == [part.count for part in pool.parts]
+    assert [len(names) for *_, names, _ in parts] == [4, 2] == [part.count for part in pool.parts]
     expected = wild_pool.open_pool(wild_of(tmp_path / 'photos', size=96)).take(range(6))
     assert expected.shape == (6, 3, 96, 96) and torch.equal(pool.take(range(6)), expected)
-    assert np.array_equal(np.concatenate([x for _, x, _ in parts]), expected)
-    assert list(pool.names()) == [f'{file}#{i}' for i in range(6)] == [name for *_, names in parts for name in names]
+    assert np.array_equal(np.concatenate([x for _, x, *_ in parts]), expected)
+    assert list(pool.names()) == [f'{file}#{i}' for i in range(6)] == [name for *_, names, _ in parts for name in names]
 
 
 def test_content_decides_what_is_an_image_and_what_is_left_out_is_counted_by_kind(contents, tmp_path, pool_of, capfd):
@@ -273,7 +276,7 @@ def demo():
     return demo_pool.draw_characters(32, glyphs=60)[:, None]
 
 
-def test_folders_a_set_and_the_demo_are_joined_and_streamed(tmp_path, pool_of, wild_of, demo, monkeypatch, capfd, fork):
+def test_folders_a_set_and_the_demo_are_joined_and_streamed(tmp_path, pool_of, wild_of, demo, monkeypatch, fork):
     demo = demo[:20]
     monkeypatch.setattr(demo_pool, 'draw', lambda size: demo[:, 0])
     monkeypatch.setattr(decode, 'CHUNK', 2)
@@ -293,9 +296,9 @@ def test_folders_a_set_and_the_demo_are_joined_and_streamed(tmp_path, pool_of, w
     for workers in (0, 2):
         parts = list(open_stream(wild_of(*sources, workers=workers)))
         numbers = [number for number, *_ in parts]
-        assert numbers == sorted(set(numbers)) and [name for *_, some in parts for name in some] == names
-        assert np.array_equal(np.concatenate([images for _, images, _ in parts]), pool.take(range(len(pool))))
-        assert str(tmp_path / 'a' / 'broken.png') in capfd.readouterr().out
+        assert numbers == sorted(set(numbers)) and [name for *_, some, _ in parts for name in some] == names
+        assert np.array_equal(np.concatenate([images for _, images, *_ in parts]), pool.take(range(len(pool))))
+        assert [skip.image for *_, skipped in parts for skip in skipped] == [str(tmp_path / 'a' / 'broken.png')]
     assert len(whole(tmp_path / 'cache')) == 4  # as before: nothing of the folders was kept
 
 

@@ -46,20 +46,20 @@ def check_same(names, others, where, other):
                             'classes')
 
 
-def read_classes(part, names, info, cache_dir, workers):
+def read_classes(part, names, info, cache_dir, decoder):
     """The images of a part, at any depth below a class's folder. names: its class folders, in the order of the labels. info: of
     data.DATASETS, for size and channels. Returns (parts as of decode_files, labels (N,) int64). Raises UserError for a class without
     an image."""
     left_out, paths = collections.Counter(), []
     for name in names:
         before = len(paths)
-        paths += images_below(str(part / name), left_out)
+        paths += images_below(str(part / name), left_out, decoder)
         if len(paths) == before:
             raise UserError(f'the class folder {part / name} holds no image: add some, or take the folder away'
                             f'{described(part / name, left_out)}')
     if left_out:
         say(f'{part}: what is no image by its content is left out{described(part, left_out)}')
-    parts = decode_files(paths, info.size, info.channels, cache_dir, f'{part.parent.name}-{part.name}', workers)
+    parts = decode_files(paths, (info.size, info.channels), cache_dir, f'{part.parent.name}-{part.name}', decoder)
     label_of, start = {name: label for label, name in enumerate(names)}, len(os.path.join(part, ''))
     labels = np.array([label_of[name[start:].split(os.sep)[0]] for p in parts for name in p.names()])
     counts = np.bincount(labels, minlength=len(names))

@@ -1,115 +1,55 @@
 """Image files and shards to uint8 arrays: decoded once by worker processes, then kept in parts and read as memory."""
 
 import contextlib
-import errno
 import functools
 import hashlib
-import io
 import itertools
+import json
 import os
-import tarfile
+import re
 import time
-import zlib
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 
-from utils import UserError, first_line, progress, read_json, say, write_json, written_aside
+from utils import UserError, first_line, progress, read_json, read_json_lines, say, warn, write_json, written_aside
 from wild.pixels import SQUARE, to_array
+from wild.reading import Skip, cut_shard, decode_job, read_file
 from wild.workers import locked, run_jobs
 
-DECODER = 'pil-5'  # part of a cache's key: raise it when the pixels that come out, or CHUNK, change
+DECODER = 'pil-6'  # part of a cache's key: raise it when the pixels that come out, or CHUNK, change
 CHUNK = 1024  # files of a part up to SQUARE; a shard is a part of its own
-PASSING = (errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT)  # the machine's faults, not the file's
-# members of a shard that come with an image, as img2dataset and others write them: left out without a word
-COMPANIONS = {'json', 'txt', 'cls', 'caption', 'url'}
-BROKEN = (tarfile.TarError, OSError, EOFError, zlib.error)  # what a damaged shard raises
+MANY = 0.05  # the share of files at which skipped ones are warned of, and unreadable ones end a build
 
 
-def read_job(job):
-    """Yields (name, file or its bytes) of a job: a list of paths, or a piece of a shard (its path, the byte where the piece begins, how
-    many members it has, None for all that follow). Of a damaged shard, what comes before the damage; then the damage as a name."""
-    if isinstance(job, list):
-        yield from zip(job, job)
-        return
-    path, first, count = job
-    place = first
-    try:
-        with open(path, 'rb') as stream:
-            stream.seek(first)
-            with tarfile.open(fileobj=stream) as tar:
-                for member in itertools.islice(filter(is_sample, tar), count):
-                    place = member.offset
-                    key, _, suffix = member.name.rpartition('.')
-                    name = key if f'.{suffix.lower()}' in Image.registered_extensions() else member.name
-                    yield f'{path}#{name}', io.BytesIO(tar.extractfile(member).read())
-                if count is None:  # tarfile takes the end of the file for the end, and a header that it can't read; it is a block of 0
-                    place = tar.offset
-                    tar.fileobj.seek(place)
-                    if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-                        raise tarfile.ReadError('no end')
-    except BROKEN as e:
-        raise_if_passing(path, e)
-        yield f'{path} (breaks off at byte {place})', io.BytesIO()  # no image: so it is listed with what is skipped
-
-
-def is_sample(member):
-    """Whether a shard's member may be an image: content decides later. One whose name begins with a dot is a file manager's."""
-    name = member.name.rpartition('/')[2]
-    return member.isfile() and not name.startswith('.') and name.rpartition('.')[2].lower() not in COMPANIONS
-
-
-def cut_shard(path, count):
-    """Yields the pieces of a shard, of `count` members each; see `read_job`. Only the headers are read."""
-    start, seen = 0, 0
-    with contextlib.suppress(*BROKEN), open(path, 'rb') as stream, tarfile.open(fileobj=stream, mode='r:') as tar:
-        for member in filter(is_sample, tar):  # what is damaged comes to light when the last piece is read
-            if seen == count:
-                yield path, start, count
-                start, seen = member.offset, 0
-            seen += 1
-    yield path, start, None
-
-
-def raise_if_passing(name, error):
-    """Raises UserError where it is the machine's fault, so that no good file is given up for it."""
-    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in PASSING):
-        raise UserError(f'{name} can not be read now ({first_line(error)}): run the same command again') from None
-
-
-def decode_job(job, size, channels):
-    """Decodes a job. Returns (images (n, channels, size, size) uint8, their names, the names of those that can't be read)."""
-    images, names, skipped = [], [], []
-    for name, file in read_job(job):
-        try:
-            if isinstance(file, str) and not os.path.isfile(file):
-                raise ValueError('no file')  # a pipe would be waited for
-            with Image.open(file) as image:
-                images.append(to_array(image, size, channels))
-            names.append(name)
-        except Exception as e:  # a decoder fed with garbage raises whatever it likes
-            raise_if_passing(name, e)
-            skipped.append(name)
-    return np.stack(images) if images else np.empty((0, channels, size, size), np.uint8), names, skipped
-
-
-def write_part(task):
+def write_part(task, apart=False):
     """Decodes a job into the files of a part. The array gets its name last: a part that has it is whole."""
-    folder, number, job, size, channels = task
-    images, names, skipped = decode_job(job, size, channels)
+    folder, number, job, size, channels, decoder = task
+    images, names, skipped = decode_job(job, size, channels, decoder, apart)
     save_part(folder, number, images, names, skipped)
-    return len(names) + len(skipped)
+    return len(names), skipped
 
 
 def save_part(folder, number, images, names, skipped=()):
     write_names(folder / f'{number:06d}.txt', names)
     (folder / f'{number:06d}.skipped').unlink(missing_ok=True)  # of a part that was stopped
     if skipped:
-        write_names(folder / f'{number:06d}.skipped', skipped)
+        write_skipped(folder / f'{number:06d}.skipped', skipped)
     with written_aside(folder / f'{number:06d}.npy') as file:
         np.save(file, images)
+
+
+def write_skipped(file, skipped):
+    """A JSON object a line, see `reading.Skip`. Letters outside ASCII, and bytes that are none, are escaped."""
+    with written_aside(file, 'w', encoding='ascii') as lines:
+        lines.writelines(json.dumps(skip._asdict()) + '\n' for skip in skipped)
+
+
+def read_skipped(folder):
+    """{number of the part: its Skips} of a folder of the cache."""
+    return {int(file.stem): [Skip(**line) for line in read_json_lines(file)] for file in sorted(folder.glob('*.skipped'))}
 
 
 def write_names(file, names):
@@ -132,34 +72,75 @@ def jobs_of(paths, size):
             yield job
 
 
-def decode_files(paths, size, channels, cache_dir, name, workers):
+def decode_files(paths, shape, cache_dir, name, decoder):
     """The Parts of image files and WebDataset shards, decoded or found in the cache; a file that changes is noticed by its size and
-    time. What can't be decoded is skipped, counted and listed. Raises UserError when nothing can be read. name: of the source."""
+    times. What can't be decoded is skipped, counted and listed with its reason; what couldn't be read last time is tried again. shape:
+    (size, channels). name: of the source. Raises UserError when nothing can be read, or much can't be read now."""
 
     def write(folder):
-        jobs = list(enumerate(jobs_of(paths, size)))
-        todo = [(folder, i, job, size, channels) for i, job in jobs if not (folder / f'{i:06d}.npy').is_file()]
-        before, count, start, told = len(jobs) - len(todo), 0, time.perf_counter(), 0
+        jobs = list(enumerate(jobs_of(paths, shape[0])))
+        again = {number for number, skipped in read_skipped(folder).items() if any(skip.again for skip in skipped)}
+        todo = [(folder, i, job, *shape, decoder) for i, job in jobs if i in again or not (folder / f'{i:06d}.npy').is_file()]
+        before, count, start, told, away = len(jobs) - len(todo), 0, time.perf_counter(), 0, []
         with progress(total=len(jobs), initial=before, desc=f'decode {name}', unit='part') as bar:
-            for done, read in enumerate(run_jobs(write_part, todo, workers), 1):
-                count, seconds = count + read, time.perf_counter() - start
+            for done, (good, skipped) in enumerate(run_jobs(write_part, todo, decoder.workers), 1):
+                count, seconds = count + good + len(skipped), time.perf_counter() - start
+                away += [skip for skip in skipped if skip.again]
+                check_away(away, len(paths))
                 rate = f'{count / seconds:.0f} img/s'
                 bar.set_postfix_str(rate)
                 bar.update()
                 if bar.disable and seconds > told + 30:  # a line in a log
                     told, left = seconds, seconds / done * (len(todo) - done)
                     say(f'decode {name}: {count} images, part {before + done}/{len(jobs)}, {rate}, ETA {left:.0f} s')
+        write_skipped(folder / 'skipped.jsonl', itertools.chain.from_iterable(read_skipped(folder).values()))
 
-    folder = cache_folder(cache_dir, name, [f'{size} {channels}', *fingerprints(paths)])
+    folder = cache_folder(cache_dir, name, [f'{shape} {decoder.key()}', *fingerprints(paths)])
+    reopen(folder)
     parts = cached(folder, write)
-    good = sum(part.count for part in parts)
-    if bad := [name for file in sorted(folder.glob('*.skipped')) for name in read_names(file)]:
-        say(f'skipped {len(bad)} of {good + len(bad)} files of {name} that are no readable images, the first is {bad[0]}, listed in '
-            f'{folder}/*.skipped')
+    good, skipped = sum(part.count for part in parts), [*itertools.chain(*read_skipped(folder).values())]
+    if skipped:
+        tell_skipped(skipped, good, name, folder / 'skipped.jsonl')
     if not good:
-        raise UserError(f'none of the files of {name} is a readable image{f", the first is {bad[0]}" if bad else ""}: name a folder of '
-                        'images')
+        raise UserError(f'none of the files of {name} is a readable image{f", the first is {skipped[0].image}" if skipped else ""}: name a '
+                        'folder of images')
     return parts
+
+
+def check_away(away, count):
+    """Raises UserError where many of `count` files can't be read now. away: their Skips, which are given up for this run where they are
+    few."""
+    if len(away) > max(16, MANY * count):
+        raise UserError(f'{len(away)} of {count} files can not be read, the first is {away[0].image} ({away[0].reason}): mount their '
+                        'folder, or mend its rights, and run the same command again')
+
+
+def tell_skipped(skipped, good, name, file):
+    count = len(skipped) + good
+    say(f'skipped {len(skipped)} of {count} files of {name}, the first is {skipped[0].image} ({skipped[0].reason}): all are listed in '
+        f'{file}')
+    if len(skipped) > MANY * count:
+        kinds = Counter(re.sub(r'\d+', '', skip.reason) for skip in skipped)
+        kind, most = kinds.most_common(1)[0]
+        shown = next(skip.reason for skip in skipped if re.sub(r'\d+', '', skip.reason) == kind)
+        warn(f'{100 * len(skipped) / count:.0f} % of {name} is skipped, most of it ({most} files) for this reason: {shown}')
+
+
+def reopen(folder):
+    """Makes a cache one that is still to be built in the parts that lack a file, where one of these files can be read now."""
+    some = {number: names for number, skipped in read_skipped(folder).items() if (names := [s.image for s in skipped if s.again])}
+    if folder.is_dir() and any(map(is_readable, itertools.chain(*some.values()))):
+        with contextlib.suppress(OSError), locked(folder.with_name(folder.name + '.lock')):  # a cache that can only be read serves too
+            for file in itertools.chain.from_iterable(folder.glob(f'{number:06d}.scores-*') for number in some):
+                file.unlink()
+            os.rename(folder, folder.with_name(folder.name + '.partial'))
+
+
+def is_readable(path):
+    with contextlib.suppress(OSError, ValueError):
+        read_file(path)
+        return True
+    return False
 
 
 def decode_dataset(dataset, size, channels, cache_dir, name, key):
@@ -197,11 +178,11 @@ class Part:
 
 
 def fingerprints(files):
-    """A string for each file that changes when its content does."""
+    """A string for each file that changes when its content does: no program can set the time of the last change of a file's state."""
     for path in files:
         try:
             stat = os.stat(path)
-            yield f'{path} {stat.st_size} {stat.st_mtime_ns}'
+            yield f'{path} {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}'
         except (OSError, ValueError):  # it leads nowhere, and will be skipped and listed
             yield path
 

@@ -5,10 +5,14 @@ import contextlib
 import numpy as np
 from PIL import Image
 
+Image.init()
+# What is read, by content. Others by --formats alone, as much of Pillow is seldom tried with hostile files, and EPS starts a program.
+FORMATS = [name for name in ('JPEG', 'PNG', 'WEBP', 'GIF', 'BMP', 'TIFF', 'PPM', 'AVIF') if name in Image.OPEN]
 with contextlib.suppress(ImportError):  # an optional package: PIL itself reads no HEIC
     import pillow_heif
 
     pillow_heif.register_heif_opener()
+    FORMATS.append('HEIF')
 
 REDUCE = 2.5  # a JPEG is decoded at the smallest DCT scale that keeps this many times the target, then resized
 SQUARE = 64  # up to this size an image is squeezed to a square, as published; above it its aspect is kept
@@ -59,10 +63,16 @@ def centre(side, shorter, short, size):
 def eight_bits(image):
     """Grey values of a wide type as bytes. Integers are taken to fill 16 bits, or 8 or 12 where they stay below; floats may also
     be in 0..1."""
-    values = np.nan_to_num(np.asarray(image).astype(np.float64))
-    top = values.max()
+    values = np.asarray(image)
+    rows = np.array_split(values, min(len(values), -(-values.size // 2**20)))  # as float64 all would take eight times the image's memory
+    top = max(np.nan_to_num(some.astype(np.float64)).max() for some in rows)
     full = 1 if image.mode == 'F' and top <= 1 else next((2**bits - 1 for bits in (8, 12, 16) if top < 2**bits), top)
-    return Image.fromarray((values * 255 if full == 1 else values // ((full + 1) / 256)).clip(0, 255).astype(np.uint8))
+
+    def scaled(some):
+        some = np.nan_to_num(some.astype(np.float64))
+        return (some * 255 if full == 1 else some // ((full + 1) / 256)).clip(0, 255).astype(np.uint8)
+
+    return Image.fromarray(np.concatenate([scaled(some) for some in rows]))
 
 
 def on_ground(image):
@@ -71,5 +81,5 @@ def on_ground(image):
     alpha = np.asarray(image.getchannel('A'))
     if alpha.min() == 255:
         return image
-    light = (np.asarray(image.convert('L')) * (alpha / 255)).sum() > 127.5 * (alpha / 255).sum()
+    light = np.einsum('ij,ij->', np.asarray(image.convert('L')), alpha, dtype=np.int64) > 127.5 * alpha.sum(dtype=np.int64)
     return Image.alpha_composite(Image.new('RGBA', image.size, (0, 0, 0, 255) if light else (255, 255, 255, 255)), image)

@@ -17,7 +17,8 @@ import distributed
 from training import free_memory
 from utils import UserError, first_line, say
 from wild import demo
-from wild.decode import Part, decode_dataset, decode_files, decode_job, jobs_of
+from wild.decode import Part, decode_dataset, decode_files, jobs_of
+from wild.reading import Decoder, decode_job
 from wild.sources import find_images, find_shards, read_list
 from wild.workers import run_jobs
 
@@ -90,7 +91,7 @@ class Wild(NamedTuple):
     channels: int
     data_dir: str  # --data: torchvision's sets are looked for in it, or downloaded to it
     cache_dir: str
-    workers: int
+    decoder: Decoder
 
     @property
     def name(self):
@@ -105,8 +106,8 @@ def open_pool(wild):
             parts += open_set(source, wild)
         else:
             with distributed.in_turn():
-                files, name = list(find_files(source)), Path(source).resolve().name
-                parts += decode_files(files, wild.size, wild.channels, wild.cache_dir, name, wild.workers)
+                files, name = list(find_files(source, wild.decoder)), Path(source).resolve().name
+                parts += decode_files(files, (wild.size, wild.channels), wild.cache_dir, name, wild.decoder)
     pool = Pool(parts, wild.name)
     say(f'wild pool {pool.name}: {len(pool)} images')
     return pool
@@ -114,41 +115,36 @@ def open_pool(wild):
 
 def open_stream(wild):
     """Yields the same images in the same order without keeping them: (number of the part, images (n, channels, size, size) uint8,
-    their names), a part at a time, of several processes each its own parts."""
+    their names, the Skips), a part at a time, of several processes each its own parts."""
     for source in wild.sources:  # a mistake in the last one must not come to light after days
         if not is_set(source):
-            next(iter(find_files(source)))
+            next(iter(find_files(source, wild.decoder)))
 
-    jobs = itertools.chain.from_iterable(open_set(s, wild) if is_set(s) else jobs_of(find_files(s), wild.size) for s in wild.sources)
+    jobs = itertools.chain.from_iterable(open_set(s, wild) if is_set(s) else jobs_of(find_files(s, wild.decoder), wild.size)
+                                         for s in wild.sources)
     mine = itertools.islice(enumerate(jobs), distributed.rank(), None, distributed.world())
-    first, skipped = None, 0
-    for number, images, names, bad in run_jobs(functools.partial(stream_part, wild.size, wild.channels), mine, wild.workers):
-        first, skipped = first or next(iter(bad), None), skipped + len(bad)
-        if names:
-            yield number, images, names
-    if skipped:
-        say(f'skipped {skipped} files that are no readable images, the first is {first}')
+    yield from run_jobs(functools.partial(stream_part, wild), mine, wild.decoder.workers)
 
 
-def stream_part(size, channels, task):
+def stream_part(wild, task, apart=False):
     number, job = task
     if isinstance(job, Part):  # of a set, which is decoded already
         return number, job.images, job.names(), []
-    return number, *decode_job(job, size, channels)
+    return number, *decode_job(job, wild.size, wild.channels, wild.decoder, apart)
 
 
 def is_set(source):
     return source.lower() in (*MADE, *SETS)
 
 
-def find_files(source):
+def find_files(source, decoder):
     """An iterable of the files of a source that is no set."""
     if source.endswith('.tar'):
         return find_shards(source)
     if source.endswith('.txt') and os.path.isfile(source):
         return read_list(source)
     if os.path.isdir(source):
-        return find_images(source)
+        return find_images(source, decoder)
     raise UserError(f'--wild {source} is neither a folder, a .txt list of paths, a .tar shard, nor one of {", ".join([*MADE, *SETS])}: '
                     'name a folder of images')
 

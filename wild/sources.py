@@ -4,21 +4,18 @@ import collections
 import os
 import re
 
-from PIL import Image
-
 from utils import UserError, first_line, say, warn
-from wild.decode import raise_if_passing
 
 # what is needed to read some of the kinds of files that PIL leaves
 READERS = {'.heic': 'pip install pillow-heif', '.heif': 'pip install pillow-heif', '.zip': 'unpack it', '.gz': 'unpack it',
            '.parquet': 'write its images to files first'}
 
 
-def images_below(folder, left_out):
-    """Yields the image files below a folder, a folder's own, sorted, before its folders'. A suffix that PIL knows, or none, is believed;
-    otherwise content decides. Links are followed, each folder once; hidden files are left out. left_out: a Counter, to which the other
-    files are added by their suffix."""
-    seen, suffixes = set(), Image.registered_extensions()
+def images_below(folder, left_out, decoder):
+    """Yields the image files below a folder, a folder's own, sorted, before its folders'. The suffix of a format that is read, or none,
+    is believed; otherwise content decides. Links are followed, each folder once; hidden files are left out. left_out: a Counter, to
+    which the other files are added by their suffix."""
+    seen, suffixes = set(), decoder.suffixes()
     for root, folders, files in os.walk(folder, followlinks=True, onerror=lambda e: warn(f'{first_line(e)}: its images are left out')):
         real = os.path.realpath(root)
         if real in seen:
@@ -30,28 +27,28 @@ def images_below(folder, left_out):
             if file.startswith('.'):
                 continue
             path, suffix = os.path.join(root, file), os.path.splitext(file)[1].lower()
-            if (suffix or '.png') in suffixes or is_image(path):
+            if (suffix or '.png') in suffixes or is_image(path, decoder):
                 yield path
             else:
                 left_out[suffix] += 1
 
 
-def is_image(path):
-    """Whether PIL knows the file's first bytes."""
+def is_image(path, decoder):
+    """Whether a file begins as an image does. One that can't be read may be an image."""
+    if not os.path.isfile(path):  # a pipe would be waited for
+        return False
     try:
-        if os.path.isfile(path):  # a pipe would be waited for
-            with Image.open(path):
-                return True
-    except Exception as e:  # a decoder fed with garbage raises whatever it likes
-        raise_if_passing(path, e)
-    return False
+        with open(path, 'rb') as file:
+            return decoder.accepts(file.read(32))
+    except OSError:
+        return True
 
 
-def find_images(folder):
+def find_images(folder, decoder):
     """Yields the image files below a folder of wild images; at the end says what was left out. Raises UserError there if there was no
     image."""
     left_out, empty = collections.Counter(), True
-    for path in images_below(folder, left_out):
+    for path in images_below(folder, left_out, decoder):
         empty = False
         yield path
     if empty:

@@ -10,7 +10,7 @@ import distributed
 from selection import BATCH, BY_CLASS, Selection, check_finite, lowest_first, rank_in_class, scores_of, select, write_selection
 from training import free_memory
 from utils import LocalError, UserError, progress, say
-from wild.decode import Part, save_part
+from wild.decode import Part, check_away, read_skipped, save_part, tell_skipped, write_skipped
 from wild.pool import Pool
 
 
@@ -25,7 +25,7 @@ class Candidates:
         self.columns = [np.empty(0, kind) for kind in ('f4', 'f4', 'i8', 'i8', 'u1', 'O')]
         self.count, self.capacity = 0, 2 * rule.num_select + max(rule.num_select // 2, 4096)
         self.bar, self.class_bars = np.inf, np.full(num_classes, -np.inf)  # above both, an image can't be chosen any more
-        self.counts, self.noise_sum = np.zeros(num_classes, np.int64), 0.0  # of all that passed
+        self.counts, self.noise_sum, self.skipped = np.zeros(num_classes, np.int64), 0.0, []  # of all that passed
 
     def add(self, number, images, names, scores):
         """A part. scores: its (noise, energy, labels). Parts must come in the order of their numbers, so that of equal images the earlier
@@ -108,7 +108,11 @@ def opened(folder, noise, labels, counts, mean):
 def score_parts(parts, candidates, teacher):
     count, start, told = 0, time.perf_counter(), time.perf_counter()
     with progress(desc='stream') as bar:
-        for number, images, names in parts:
+        for number, images, names, skipped in parts:
+            candidates.skipped += skipped
+            check_away([skip for skip in candidates.skipped if skip.again], candidates.counts.sum() + len(candidates.skipped))
+            if not names:
+                continue
             batches = [scores_of(teacher, torch.from_numpy(images[i : i + BATCH].copy())) for i in range(0, len(images), BATCH)]
             scores = [torch.cat(x).cpu().numpy() for x in zip(*batches)]
             check_finite(scores[0])
@@ -135,7 +139,7 @@ def merge(candidates, folder):
 def write_candidates(candidates, folder, rank):
     """Writes a process's candidates, and forgets them."""
     keys, noise, labels, places, images, names = candidates.table()
-    save_part(folder, rank, images, names)
+    save_part(folder, rank, images, names, candidates.skipped)
     np.savez(folder / f'{rank}.npz', keys=keys, noise=noise, labels=labels, places=places, counts=candidates.counts,
              noise_sum=candidates.noise_sum)
     candidates.columns = None
@@ -157,6 +161,9 @@ def select_from_candidates(candidates, shares, folder):
     sizes = [len(t['noise']) for t in tables]
     pool = Pool([Part(shares / f'{rank:06d}.npy', size) for rank, size in enumerate(sizes) if size], 'candidates')
     rows, names = order[chosen], list(pool.names())
+    if skipped := [skip for some in read_skipped(shares).values() for skip in some]:
+        write_skipped(folder.with_name('skipped.jsonl'), skipped)
+        tell_skipped(skipped, counts.sum(), 'the stream', folder.with_name('skipped.jsonl'))
     folder.mkdir(exist_ok=True)
     save_part(folder, 0, pool.take(rows).numpy(), [names[row] for row in rows])
     return noise[rows], labels[rows], counts, float(sum(t['noise_sum'] for t in tables)) / counts.sum()

@@ -1,14 +1,13 @@
 """Worker processes, and the locks that keep two runs out of the same files."""
 
-import collections
 import contextlib
 import errno
 import itertools
 import multiprocessing.connection
 import os
+import signal
 import threading
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+import traceback
 
 import filelock
 
@@ -42,34 +41,94 @@ def lock(path, wait=False):
     return held
 
 
+class Worker:
+    """A process that does one job after another. It ends when this one does, and leaves the keyboard's and Slurm's signals to it."""
+
+    def __init__(self, function):
+        self.connection, theirs = multiprocessing.Pipe()
+        self.process, self.task = multiprocessing.Process(target=serve, args=(function, theirs), daemon=True), None
+        with blocked_signals():  # and so they are in the process
+            self.process.start()
+        theirs.close()
+
+    def give(self, *task):
+        self.task = task
+        with contextlib.suppress(OSError):  # it has died, which `result` tells
+            self.connection.send(task[1:])
+
+    def result(self):
+        """Of the job. Raises what the job did, and EOFError where the process died."""
+        try:
+            result, error, trace = self.connection.recv()
+        except OSError:
+            raise EOFError from None
+        if error:
+            raise error from (None if isinstance(error, UserError) else RuntimeError(trace))
+        return result
+
+
+@contextlib.contextmanager
+def blocked_signals():
+    if os.name != 'posix':
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGUSR1})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def serve(function, connection):
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a fork has its parent's
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    with contextlib.suppress(EOFError, OSError):  # of a parent that has ended
+        while True:
+            job, more = connection.recv()
+            try:
+                outcome = function(job, **more), None, None
+            except Exception as e:
+                outcome = None, e, traceback.format_exc()
+            connection.send(outcome)
+
+
+def end_with_parent():  # and not by getppid(): a fork server may stand between the two
+    multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
+    os._exit(1)
+
+
 def run_jobs(function, jobs, workers):
     """Yields function(job) for every job in order, in this process (workers=0) or in worker processes, by any start method. Few jobs
-    are under way at a time, so that memory does not grow with their number."""
-    jobs = iter(jobs)
-    first = list(itertools.islice(jobs, 2))
-    if workers == 0 or len(first) < 2:
-        yield from map(function, itertools.chain(first, jobs))
+    are under way at a time, so that memory does not grow with their number. A job whose process dies is done again in another one, as
+    function(job, apart=True). Raises UserError where that dies too."""
+    if workers == 0:
+        yield from map(function, jobs)
         return
-    pool, under_way = ProcessPoolExecutor(workers, initializer=end_with_parent), collections.deque()
+    jobs, crew, done, given = enumerate(jobs), {}, {}, 0  # crew: the workers by their connections; those that are busy have a task
     try:
-        for job in itertools.chain(first, jobs):
-            under_way.append(pool.submit(function, job))
-            if len(under_way) >= 3 * workers:
-                yield under_way.popleft().result()
-        while under_way:
-            yield under_way.popleft().result()
-    except BrokenProcessPool:
-        raise UserError('a decoding process died (out of memory?): run the same command again, and lower --workers if it dies '
-                        'again') from None
+        for turn in itertools.count():
+            while turn not in done:
+                while given < turn + 3 * workers and sum(bool(w.task) for w in crew.values()) < workers and (job := next(jobs, None)):
+                    worker = next((w for w in crew.values() if not w.task), None) or Worker(function)
+                    crew[worker.connection] = worker
+                    worker.give(*job, {})
+                    given += 1
+                if given == turn:
+                    return
+                for connection in multiprocessing.connection.wait([c for c, worker in crew.items() if worker.task]):
+                    number, job, more = crew[connection].task
+                    try:
+                        done[number], crew[connection].task = crew[connection].result(), None
+                    except EOFError:
+                        if more or not hasattr(os, 'fork'):
+                            raise UserError('a decoding process died (out of memory?): run the same command again, and lower '
+                                            '--workers if it dies again') from None
+                        del crew[connection]
+                        worker = Worker(function)
+                        crew[worker.connection] = worker
+                        worker.give(number, job, {'apart': True})
+            yield done.pop(turn)
     finally:
-        pool.shutdown(cancel_futures=True)  # of what is left, nothing is begun any more
-
-
-def end_with_parent():
-    """Has this worker process end when the one that asked for it does; else it would wait for work for ever."""
-
-    def watch():  # and not by getppid(): a fork server may stand between the two
-        multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+        for worker in crew.values():
+            worker.process.kill()
+            worker.process.join()
