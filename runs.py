@@ -1,5 +1,6 @@
 """A run's folder: its settings, a row of metrics an epoch, the state that --resume needs, its networks and its result."""
 
+import contextlib
 import json
 import os
 import platform
@@ -16,12 +17,13 @@ import distributed
 from arguments import WHERE
 from networks import count_multiply_adds, count_parameters, save_network
 from paper import board
-from utils import UserError, first_line, read_json, say, write_json, written_aside
+from utils import Damaged, UserError, checked, first_line, json_line, read_json, read_object, say, warn, write_json, written_aside
 from wild.workers import lock
 
 # what a result repeats of the settings; None where a script has no such setting
 REPEATED = ('recipe', 'select', 'loss', 'dataset', 'arch', 'width', 'seed', 'epochs', 'steps', 'num_select', 'class_weights', 'T',
             'augment', 'wild_norm', 'teacher_acc', 'teacher')
+SAVED = ('last.pt', 'previous.pt')  # the state of the last epoch, and of the one before
 
 
 def cpu_name():
@@ -59,7 +61,7 @@ class Run:
         config_file = self.folder / 'config.json'
         if config_file.is_file():
             self._lock()
-            if any((self.folder / name).is_file() for name in ('last.pt', 'selection.npz', 'result.json')):
+            if any((self.folder / name).is_file() for name in (*SAVED, 'selection.npz', 'result.json')):
                 if not settings.resume:
                     raise UserError(f'{self.folder} is in use: add --resume to go on with it, or --run NAME for another folder')
                 return self._kept(config_file, json.loads(json.dumps(vars(settings))), measured)
@@ -102,9 +104,13 @@ class Run:
     def finished(self):
         """Whether the run has a result, which is then printed."""
         path = self.folder / 'result.json'
-        if path.is_file():
-            print_result(read_json(path))
-        return path.is_file()
+        try:
+            if path.is_file():
+                print_result(read_json(path))
+            return path.is_file()
+        except Damaged:
+            warn(f'{path} is damaged: it is made again from the last saved state')
+            return False
 
     def seconds(self):
         return self.before + time.time() - self.started
@@ -117,11 +123,10 @@ class Run:
         self.kind, self.net, self.facts = kind, net, facts
         self.state = {'net': net, **state}
         self.top1 = self.best = None
-        last_file, metrics = self.folder / 'last.pt', self.folder / 'metrics.jsonl'
-        if not last_file.is_file():
+        last, metrics = self._saved(), self.folder / 'metrics.jsonl'
+        if not last:
             distributed.on_first(metrics.unlink, True)
             return 0, 0
-        last = torch.load(last_file, map_location='cpu', weights_only=True)  # optimisers keep their step counts there
         for name, value in self.state.items():
             if hasattr(value, 'load_state_dict'):
                 value.load_state_dict(last[name])
@@ -130,10 +135,31 @@ class Run:
                     value.copy_(last[name])
         self.top1, self.best, self.before = last['top1'], last['best'], last['seconds']
         if distributed.rank() == 0:
-            rows = metrics.read_text().splitlines() if metrics.is_file() else []  # a row more than last.pt knows, if killed between
-            metrics.write_text(''.join(row + '\n' for row in rows[: last['epoch']]))
+            self._keep_rows(metrics, last['epoch'])
         say(f'resumed {self.folder} after epoch {last["epoch"]}')
         return last['epoch'], last['step']
+
+    def _saved(self):
+        """The newest saved state that is whole, on the CPU, where optimisers keep their step counts; None where none was saved."""
+        found = [file for name in SAVED if (file := self.folder / name).is_file()]
+        for file in found:
+            try:
+                return torch.load(checked(file), map_location='cpu', weights_only=True)
+            except Exception as e:  # torch.load raises a dozen kinds for a damaged file
+                warn(f'{file} can not be used ({first_line(e)})' + (f': going on from {found[1]}' if file != found[-1] else ''))
+        if found:
+            raise UserError(f'{self.folder} holds no saved state that is whole: begin again with --run NAME')
+
+    def _keep_rows(self, metrics, epochs):
+        """Takes off the rows after so many epochs, which were written before a kill, and those that are damaged."""
+        rows = []
+        for line in metrics.read_bytes().splitlines(keepends=True)[:epochs] if metrics.is_file() else ():
+            with contextlib.suppress(Damaged):
+                rows.append(read_object(line, metrics) and line.decode())
+        if len(rows) < epochs:
+            warn(f'{metrics} is damaged: {epochs - len(rows)} of its {epochs} rows are lost')
+        with written_aside(metrics, 'w') as file:
+            file.write(''.join(rows))
 
     def end_epoch(self, epoch, step, lr, means, test, agreement=None):
         """Logs the epoch as a row of metrics.jsonl and a line, keeps the best network, and writes last.pt. means: a training.Means.
@@ -146,8 +172,8 @@ class Run:
         if distributed.rank() > 0:
             return
         board.write_row(self, row)
-        with open(self.folder / 'metrics.jsonl', 'a') as f:
-            f.write(json.dumps(row) + '\n')
+        with open(self.folder / 'metrics.jsonl', 'ab') as f:
+            f.write(json_line(row))
         losses = [f'{k} {v:.4f}' for k, v in row.items() if 'loss' in k and v is not None]
         top1 = [f'{name} {value:.2f}' for name, value in (('top1', self.top1), ('agreement', agreement)) if value is not None]
         say('  '.join([f'epoch {epoch}/{self.settings.epochs}', f'step {step}', f'lr {lr:.4g}', *losses, *top1,
@@ -156,7 +182,8 @@ class Run:
             self.best = self.top1
             self._save_network(f'{self.kind}-best.pt')
         state = {k: v.state_dict() if hasattr(v, 'state_dict') else v.detach() for k, v in self.state.items()}
-        with written_aside(self.folder / 'last.pt') as file:
+        last, previous = (self.folder / name for name in SAVED)
+        with written_aside(last, previous=previous) as file:
             torch.save({'epoch': epoch, 'step': step, 'top1': self.top1, 'best': self.best, 'seconds': self.seconds(), **state}, file)
 
     def _save_network(self, name):

@@ -12,11 +12,12 @@ import torch.nn.functional as F
 
 import distributed
 from training import ahead, rng
-from utils import UserError, progress, written_aside
+from utils import Damaged, UserError, checked, first_line, progress, warn, written_aside
 
 BY_CLASS = ('gumbel', 'balanced', 'class-random')  # the same number of every predicted class
 SELECT = (*BY_CLASS, 'confidence', 'random', 'all')
 BATCH = 128  # images scored at a time
+UNREADABLE = (OSError, Damaged, ValueError, LookupError, EOFError, zipfile.BadZipFile)  # of an npz
 PERPLEXITIES = 20  # see worth_keeping
 
 
@@ -137,10 +138,10 @@ def score(teacher, pool, batch_size=BATCH):
 def read_scores(file, scores):
     """Fills the arrays `scores` from a part's file; returns whether there is one that fits."""
     try:
-        with np.load(file) as kept:
+        with np.load(checked(file)) as kept:
             for all_of, name in zip(scores, kept.files, strict=True):
                 all_of[:] = kept[name]
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile):  # none, or a damaged one
+    except UNREADABLE:  # none, or a damaged one
         return False
     return True
 
@@ -249,7 +250,7 @@ def score_and_select(folder, pool, teacher, rule):
     for name in pool.names():
         digest.update(name.encode('utf-8', 'surrogateescape') + b'\n')
     digest = digest.hexdigest()
-    if distributed.on_first(kept.is_file):
+    if distributed.on_first(is_whole, kept):
         with np.load(kept) as f:
             noise, labels, chosen = f['noise'], f['labels'], f['chosen']
             if str(f['pool']) != digest:
@@ -266,6 +267,17 @@ def score_and_select(folder, pool, teacher, rule):
             facts = {'pool': digest, 'brightness': brightness(pool, chosen)}
             write_selection(folder, pool, (noise, labels, chosen), teacher.class_names, facts)
     return Selection(pool, chosen, noise[chosen], labels[chosen], np.bincount(labels, minlength=teacher.classes), float(noise.mean()))
+
+
+def is_whole(file, *others):
+    """Whether a kept selection can be used, an npz and other files with a checksum. Warns where it is damaged: then it is made again."""
+    try:
+        if file.is_file():
+            with np.load(checked(file)):
+                return all(checked(other, must=True) for other in others)
+    except UNREADABLE as e:
+        warn(f'{file} can not be used ({first_line(e)}): the selection is made again')
+    return False
 
 
 def write_selection(folder, pool, scores, class_names, facts):

@@ -24,6 +24,7 @@ from selection import (
     write_csv,
     write_thumbnails,
 )
+from utils import written_aside
 from wild import decode
 from wild.pool import Pool
 
@@ -66,7 +67,8 @@ def test_noise_is_the_cross_entropy_against_the_teachers_own_label(batch_size):
 
 def test_scores_are_kept_beside_the_images_for_the_same_teacher_alone(tmp_path):
     seen, images = [], random_images(150, 1, 4, 4)
-    np.save(tmp_path / '000000.npy', images)
+    with written_aside(tmp_path / '000000.npy') as file:
+        np.save(file, images)
     pool = Pool([decode.Part(tmp_path / '000000.npy', 150)], 'kept')
 
     def scores(digest='digest', **how):

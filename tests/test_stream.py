@@ -190,7 +190,8 @@ def test_it_goes_on_without_the_pool_but_not_without_the_selected_images(digits)
     assert sorted(os.listdir(digits / 'runs/going/selected')) == ['000000.npy', '000000.txt']
     assert not (digits / 'runs/going/candidates').exists()
     shutil.rmtree(digits / 'runs/lost/selected')
-    assert '--run NAME' in error(distil(digits, 'lost', '--stream', '--resume', wild=['going'], code=2))
+    done = distil(digits, 'lost', '--stream', '--resume', wild=['going'], code=2)
+    assert 'selection is made again' in done.stderr and '--wild going' in error(done)  # and its pool is gone
 
 
 @pytest.mark.parametrize('how, named', [

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from utils import UserError, read_json, say, write_json
+from utils import Damaged, UserError, read_json, say, write_json
 from wild.decode import decode_files
 from wild.sources import described, images_below
 
@@ -72,7 +72,7 @@ def statistics(parts):
     """{'mean', 'std': a number a channel, of pixels in 0..1, 'grey': whether all images are so}, measured once and kept beside the
     images in the cache."""
     file = parts[0].file.with_name('statistics.json')
-    if file.is_file():
+    with contextlib.suppress(Damaged):  # or none
         return read_json(file)
     total, squares, count, grey = 0.0, 0.0, 0, True
     for part in parts:

@@ -4,7 +4,6 @@ import contextlib
 import functools
 import hashlib
 import itertools
-import json
 import os
 import re
 import time
@@ -14,12 +13,26 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from utils import UserError, first_line, progress, read_json, read_json_lines, say, warn, write_json, written_aside
+from utils import (
+    Damaged,
+    UserError,
+    checked,
+    first_line,
+    json_line,
+    progress,
+    read_checked,
+    read_json,
+    read_json_lines,
+    say,
+    warn,
+    write_json,
+    written_aside,
+)
 from wild.pixels import SQUARE, to_array
 from wild.reading import Skip, cut_shard, decode_job, read_file
 from wild.workers import locked, run_jobs
 
-DECODER = 'pil-6'  # part of a cache's key: raise it when the pixels that come out, or CHUNK, change
+DECODER = 'pil-7'  # part of a cache's key: raise it when the pixels that come out, a part's files, or CHUNK change
 CHUNK = 1024  # files of a part up to SQUARE; a shard is a part of its own
 MANY = 0.05  # the share of files at which skipped ones are warned of, and unreadable ones end a build
 
@@ -44,21 +57,28 @@ def save_part(folder, number, images, names, skipped=()):
 def write_skipped(file, skipped):
     """A JSON object a line, see `reading.Skip`. Letters outside ASCII, and bytes that are none, are escaped."""
     with written_aside(file, 'w', encoding='ascii') as lines:
-        lines.writelines(json.dumps(skip._asdict()) + '\n' for skip in skipped)
+        lines.writelines(json_line(skip._asdict()).decode() for skip in skipped)
 
 
 def read_skipped(folder):
-    """{number of the part: its Skips} of a folder of the cache."""
-    return {int(file.stem): [Skip(**line) for line in read_json_lines(file)] for file in sorted(folder.glob('*.skipped'))}
+    """{number of the part: its Skips} of a folder of the cache. A list that is damaged is itself one: then its part is decoded again."""
+    found = {}
+    for file in sorted(folder.glob('*.skipped')):
+        try:
+            found[int(file.stem)] = [Skip(**line) for line in read_json_lines(file)]
+        except Damaged:
+            found[int(file.stem)] = [Skip(str(file), 'this list is damaged', True)]
+    return found
 
 
 def write_names(file, names):
     """One a line, as bytes of any kind. A line's end inside a name would move all that follow to the wrong images."""
-    file.write_bytes(''.join(name.replace('\n', '\\n') + '\n' for name in names).encode('utf-8', 'surrogateescape'))
+    with written_aside(file) as out:
+        out.write(''.join(name.replace('\n', '\\n') + '\n' for name in names).encode('utf-8', 'surrogateescape'))
 
 
-def read_names(file):
-    return file.read_bytes().decode('utf-8', 'surrogateescape').split('\n')[:-1]
+def read_names(file, must=True):
+    return read_checked(file, must).decode('utf-8', 'surrogateescape').split('\n')[:-1]
 
 
 def jobs_of(paths, size):
@@ -149,9 +169,11 @@ def decode_dataset(dataset, size, channels, cache_dir, name, key):
     images = None if folder.is_dir() else dataset()
 
     def write(folder):
-        for number, start in enumerate(progress(range(0, len(images), CHUNK), desc=f'resize {name}', unit='part')):
-            rows = range(start, min(start + CHUNK, len(images)))
-            save_part(folder, number, np.stack([to_array(images[i][0], size, channels) for i in rows]), [f'{name}[{i}]' for i in rows])
+        some = dataset() if images is None else images  # a part of a whole cache is damaged
+        for number, start in enumerate(progress(range(0, len(some), CHUNK), desc=f'resize {name}', unit='part')):
+            rows = range(start, min(start + CHUNK, len(some)))
+            if not (folder / f'{number:06d}.npy').is_file():
+                save_part(folder, number, np.stack([to_array(some[i][0], size, channels) for i in rows]), [f'{name}[{i}]' for i in rows])
 
     return cached(folder, write)
 
@@ -160,21 +182,37 @@ def decode_dataset(dataset, size, channels, cache_dir, name, key):
 
 
 class Part:
-    """One file of decoded images, opened when it is first read. count: how many it holds."""
+    """One file of decoded images, opened and verified when it is first read. count: how many it holds. rebuild: writes the part's files
+    again, where one is damaged; see `cached`."""
 
-    def __init__(self, file, count):
-        self.file, self.count = file, count
+    def __init__(self, file, count, rebuild=None):
+        self.file, self.count, self.rebuild = file, count, rebuild
+
+    def __reduce__(self):
+        return Part, (self.file, self.count)  # a worker process reads it, and can't rebuild it
+
+    def verified(self, read, file):
+        """read(file, must=True), once more where the file was damaged."""
+        try:
+            return read(file, must=True)
+        except (Damaged, FileNotFoundError):
+            if not self.rebuild:
+                raise
+            self.rebuild(self.file, file)
+            return read(file, must=True)
 
     @functools.cached_property
     def images(self):
         """(count, channels, size, size) uint8. Mapped by torch: numpy's memmap keeps a file open for each part, and a large
         pool has more parts than a process may have open files (often 1,024)."""
-        array = np.load(self.file, mmap_mode='r')
+        array = np.load(self.verified(checked, self.file), mmap_mode='r')
+        if len(array) != self.count:
+            raise UserError(f'{self.file} holds {len(array)} images, and held {self.count}: delete {self.file.parent}')
         mapped = torch.from_file(str(self.file), size=array.offset + array.size, dtype=torch.uint8)
         return mapped[array.offset :].view(array.shape).numpy()
 
     def names(self):
-        return read_names(self.file.with_suffix('.txt'))
+        return self.verified(read_names, self.file.with_suffix('.txt'))
 
 
 def fingerprints(files):
@@ -206,10 +244,32 @@ def cached(folder, write):
                 if not folder.is_dir():
                     partial.mkdir(exist_ok=True)
                     write(partial)
-                    parts = sorted(partial.glob('*.npy'))
-                    write_json(partial / 'parts.json', {p.name: len(np.load(p, mmap_mode='r')) for p in parts})
+                    count_parts(partial)
                     os.rename(partial, folder)
         except OSError as e:
             raise UserError(f'--cache_dir {folder.parent} can not be written ({first_line(e)}): free space there, or name '
                             'another') from None
-    return [Part(folder / file, count) for file, count in read_json(folder / 'parts.json').items() if count]
+
+    def rebuild(file, damaged):
+        with locked(folder.with_name(folder.name + '.lock')):
+            try:
+                checked(file, must=True)
+                read_names(file.with_suffix('.txt'))  # another process has mended it meanwhile
+            except (Damaged, FileNotFoundError):
+                warn(f'{damaged} is damaged or gone: its part is decoded again')
+                file.unlink(missing_ok=True)
+                write(folder)
+
+    try:
+        counts = read_json(folder / 'parts.json')
+    except Damaged:
+        warn(f'{folder}/parts.json is damaged or gone: the parts are counted again')
+        counts = count_parts(folder)
+    return [Part(folder / file, count, rebuild) for file, count in counts.items() if count]
+
+
+def count_parts(folder):
+    """Writes how many images each part holds, {its file: count}, and returns it."""
+    counts = {p.name: len(np.load(p, mmap_mode='r')) for p in sorted(folder.glob('*.npy'))}
+    write_json(folder / 'parts.json', counts)
+    return counts

@@ -7,9 +7,9 @@ import numpy as np
 import torch
 
 import distributed
-from selection import BATCH, BY_CLASS, Selection, check_finite, lowest_first, rank_in_class, scores_of, select, write_selection
+from selection import BATCH, BY_CLASS, Selection, check_finite, is_whole, lowest_first, rank_in_class, scores_of, select, write_selection
 from training import free_memory
-from utils import LocalError, UserError, progress, say
+from utils import LocalError, UserError, checked, progress, say, written_aside
 from wild.decode import Part, check_away, read_skipped, save_part, tell_skipped, write_skipped
 from wild.pool import Pool
 
@@ -81,9 +81,9 @@ def stream_and_select(folder, parts, teacher, rule):
     `selection.select` would from the whole pool, except that 'random' is another draw. Returns a Selection, kept in the run's
     folder, images and all. Raises UserError where the stream ends with fewer than num_select."""
     kept, images = folder / 'selection.npz', folder / 'selected'
-    if distributed.on_first(kept.is_file):
+    if distributed.on_first(is_whole, kept, *(images / f'000000.{kind}' for kind in ('npy', 'txt'))):
         with np.load(kept) as f:
-            if 'counts' not in f or not (images / '000000.npy').is_file():
+            if 'counts' not in f:
                 raise UserError(f'{folder} holds a selection without its images, so --stream can not go on from it: select again with '
                                 '--run NAME')
             return opened(images, f['noise'], f['labels'], f['counts'], float(f['mean']))
@@ -140,15 +140,15 @@ def write_candidates(candidates, folder, rank):
     """Writes a process's candidates, and forgets them."""
     keys, noise, labels, places, images, names = candidates.table()
     save_part(folder, rank, images, names, candidates.skipped)
-    np.savez(folder / f'{rank}.npz', keys=keys, noise=noise, labels=labels, places=places, counts=candidates.counts,
-             noise_sum=candidates.noise_sum)
+    with written_aside(folder / f'{rank}.npz') as file:
+        np.savez(file, keys=keys, noise=noise, labels=labels, places=places, counts=candidates.counts, noise_sum=candidates.noise_sum)
     candidates.columns = None
 
 
 def select_from_candidates(candidates, shares, folder):
     """On rank 0: selects from the candidates of all processes and writes the chosen images to `folder`. Returns (noise, labels, the
     pool's counts by class, its mean noise)."""
-    tables = [dict(np.load(shares / f'{rank}.npz')) for rank in range(distributed.world())]
+    tables = [dict(np.load(checked(shares / f'{rank}.npz'))) for rank in range(distributed.world())]
     keys, noise, labels, places = (np.concatenate([t[k] for t in tables]) for k in ('keys', 'noise', 'labels', 'places'))
     counts, rule = sum(t['counts'] for t in tables), candidates.rule
     if len(noise) < rule.num_select:
