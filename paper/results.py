@@ -132,6 +132,8 @@ def differences(one, other):
 def told(run):
     facts = {key: value for key, value in run.line.get('settings', {}).items() if key not in HOW}
     facts |= {key: run.result[key] for key in TOLD if key in run.result}
+    if facts.get('fit_pool'):  # then each seed's teacher decides how many
+        facts = {key: value for key, value in facts.items() if key not in ('num_select', 'epochs', 'steps', 'images_seen')}
     acc, top1 = facts.get('teacher_acc'), run.result.get('teacher_top1')
     if acc is not None and top1 is not None and abs(100 * acc - top1) < 0.006:
         facts['teacher_acc'] = 'measured'  # which is one setting, though teachers differ
