@@ -20,6 +20,7 @@ $(VENV)/%: requirements-%.txt requirements.txt
 demo: $(VENV)/demo
 	$(PY) reproduce.py table1 --dataset mnist5k --scale demo --output_dir $(OUT)/runs
 	$(PY) report.py --runs $(OUT)/runs/mnist5k-demo --out $(OUT)
+	$(PY) report.py --runs $(OUT)/runs/mnist5k-demo --out $(OUT) --html
 
 test: $(VENV)/test
 	$(PY) -m ruff check .

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 from matplotlib.figure import Figure
 
-from utils import warn
+from utils import checked, warn
 
 COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000', '#999999')
 STYLES = ('-', '--', ':', '-.', (0, (8, 2)), (0, (3, 1, 1, 1, 1, 1)))
@@ -27,6 +27,11 @@ def find_run(rows, file):
     runs = [run for entry in rows for run in entry.runs if (run.curve if file == 'metrics.jsonl' else run.file(file))]
     dfnd = [run for run in runs if run.result['method'] == 'dfnd' and run.result.get('select') not in ('random', 'all')]
     return min(dfnd, key=lambda run: run.seed or 0) if dfnd else next(iter(runs), None)
+
+
+def arrays_of(run, name):
+    """Of one of the run's .npz or .npy files. Raises Damaged where it is not as it was written."""
+    return np.load(checked(run.file(name)), allow_pickle=False)
 
 
 def points(run, key):
@@ -85,7 +90,7 @@ def draw_images(fig, run, kinds):
     """At most 40 wild images of each of two kinds, with pseudo-label and noise (nats). kinds: the arrays' names -> titles."""
     fig.set_size_inches(10, 10)
     fig.suptitle(f'Wild images of {literal(run.folder.name)}\npseudo-label, noise = -log(teacher\'s confidence)')
-    with np.load(run.file('thumbnails.npz'), allow_pickle=False) as arrays:
+    with arrays_of(run, 'thumbnails.npz') as arrays:
         for part, (kind, title) in zip(fig.subfigures(2, 1), kinds.items()):
             part.suptitle(title, fontweight='bold')
             if f'{kind}_labels' not in arrays:  # of a run before November 2026
@@ -123,7 +128,7 @@ def draw_histogram(fig, rows, _):
 
 def draw_adaptation(fig, rows, run):
     """The learned Q; the colours span what lies off the diagonal, which the diagonal would drown."""
-    q = np.load(run.file('adaptation.npy'), allow_pickle=False)  # (C, C)
+    q = arrays_of(run, 'adaptation.npy')  # (C, C)
     diagonal = np.eye(len(q), dtype=bool)
     fig.set_size_inches(7.5, 6.8)
     axis = fig.subplots()

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from paper.figures import draw_accuracy, draw_adaptation, draw_losses, find_run, visible
+from paper.figures import arrays_of, draw_accuracy, draw_adaptation, draw_losses, find_run, visible
 from paper.results import METHODS, entries
 from paper.tables import order_seen, table1
 from utils import written_aside
@@ -30,7 +30,8 @@ td { white-space: nowrap }
 .curves { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 400px), 1fr)); gap: 12px } img { max-width: 100% }
 .grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(68px, 1fr)); gap: 8px }
 figure { margin: 0; font-size: .75em; line-height: 1.2; text-align: center } figure img { width: 64px; image-rendering: pixelated }
-.bars { columns: 20em; max-height: 40em; overflow: auto } .bars div { break-inside: avoid; font-size: .85em }
+.bars { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 16em), 1fr)); gap: 2px 16px; font-size: .85em;
+  max-height: 40em; overflow-y: auto }
 meter { width: 100%; height: 12px }
 pre { white-space: pre-wrap; background: #f4f4f4; padding: 10px; font-size: .85em }
 '''
@@ -153,7 +154,7 @@ def add_thumbnails(body, run):
         return
     tag(body, 'h2', 'Selection')
     tag(body, 'p', "Under an image: the label that the teacher gives, and its noise = -log(teacher's confidence), in nats.", class_='note')
-    with np.load(run.file('thumbnails.npz'), allow_pickle=False) as arrays:
+    with arrays_of(run, 'thumbnails.npz') as arrays:
         for kind, title in {'chosen': 'Chosen', 'left': 'Left', 'clean': 'Cleanest', 'noisy': 'Noisiest'}.items():
             if f'{kind}_labels' not in arrays:  # of a run before November 2026
                 continue
@@ -171,7 +172,7 @@ def add_classes(body, run):
     """How many images of each predicted class are in the pool, and how many of them are chosen."""
     if not (run.file('selection.npz') and run.file('thumbnails.npz')):
         return
-    with np.load(run.file('selection.npz'), allow_pickle=False) as kept, np.load(run.file('thumbnails.npz'), allow_pickle=False) as arrays:
+    with arrays_of(run, 'selection.npz') as kept, arrays_of(run, 'thumbnails.npz') as arrays:
         names, labels = arrays['class_names'], kept['labels']
         chosen = np.bincount(labels[kept['chosen']], minlength=len(names))
         pool = kept['counts'] if 'counts' in kept else np.bincount(labels, minlength=len(names))

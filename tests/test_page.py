@@ -119,10 +119,19 @@ def test_names_from_data_are_shown_and_never_obeyed(tmp_path, page):
     assert not re.search('[\x00-\x09\x0b-\x1f\u202e]', seen.text)
 
 
+@pytest.mark.parametrize('name', ['metrics.jsonl', 'selection.npz', 'thumbnails.npz', 'adaptation.npy'])
+def test_a_damaged_file_of_a_run_is_one_line(tmp_path, capsys, call_main, name):
+    add_files(folder := make_run(tmp_path / 'runs', 'a-s0'), classes=10)
+    data = (folder / name).read_bytes()
+    (folder / name).write_bytes(data[: len(data) // 2])
+    line = call_main(script, ['--html'], capsys, 2)[1]
+    assert 'error: ' in line and 'damaged' in line and line.count('\n') == 1
+
+
 @pytest.mark.parametrize('width', [360, 1280])
 def test_a_browser_shows_it_without_a_request_an_error_or_a_scrollbar(tmp_path, page, width):
     api = pytest.importorskip('playwright.sync_api')
-    add_files(make_run(tmp_path / 'runs', 'a-rather-long-name-of-a-run-with-every-flag-in-it-' * 3 + '-s0'), classes=10)
+    add_files(make_run(tmp_path / 'runs', 'a-rather-long-name-of-a-run-with-every-flag-in-it-' * 3 + '-s0'), classes=100)
     make_run(tmp_path / 'runs', 'teacher-s0', 'teacher')
     page('runs')
     said, asked = [], []

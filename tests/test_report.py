@@ -115,7 +115,8 @@ def test_mnist_has_dafls_numbers_and_each_data_set_a_table(tmp_path, table):
     (dict(epochs=3), dict(epochs=30), ('epochs (30, 3)',)),
     (dict(settings={'teacher_acc': 0.98}), dict(settings={'teacher_acc': 0.9523}), ('teacher_acc (0.9523, measured)',)),
     (dict(settings={'teacher_acc': 0.98}), dict(settings={'teacher_acc': 0.9725}, teacher_top1=97.25), ()),  # both measured
-    (dict(settings={'workers': 1, 'device': 'cpu'}), dict(settings={'workers': 4, 'device': 'cuda', 'teacher_dir': 'there'}), ()),
+    (dict(settings={'workers': 1, 'device': 'cpu', 'export': None}),
+     dict(settings={'workers': 4, 'device': 'cuda', 'teacher_dir': 'there', 'export': ['pt2']}), ()),
     ({}, dict(settings={'stream': False}, wild_images=9), ()),  # an older run lacks a newer flag
 ])
 def test_runs_that_are_no_seeds_of_one_row_are_not_averaged(tmp_path, report, one, other, words):
