@@ -7,6 +7,8 @@
 Small batches hurt: at batch 64 people report half the accuracy.
 """
 
+import keep.stops  # isort: skip  # before torch, see there
+
 import torch
 import torch.nn.functional as F
 
@@ -57,16 +59,16 @@ def settle(args, arch, width, teacher):
         amp=training.pick_amp(args.amp, teacher.device, 'generator'))  # of all three networks: the generator takes most of the time
 
 
-def train_epoch(epoch, step, s, teacher, networks, optimizers):
-    """s.epoch_steps steps of generator and student together. networks, optimizers: (student's, generator's).
-
-    Returns (step, the student's last learning rate, training.Means)."""
-    (student, generator), (optimizer_S, optimizer_G), device = networks, optimizers, teacher.device
+def train_epoch(epoch, run, teacher, networks, optimizers):
+    """s.epoch_steps steps of generator and student together, or what is left of them. networks, optimizers: (student's, generator's)."""
+    s, (student, generator), (optimizer_S, optimizer_G), device = run.settings, networks, optimizers, teacher.device
     student.train()
     generator.train()
-    means, noise = training.Means(), training.rng(s.seed, 'latent', epoch)
-    for _ in progress(range(s.epoch_steps), desc=f'epoch {epoch}/{s.epochs}', unit='step'):
-        lr = training.learning_rate(s.lr, s.schedule, s.milestones, step, s.epochs * s.epoch_steps)
+    noise = training.rng(s.seed, 'latent', epoch)
+    for _ in range(run.done):  # of a run that goes on
+        torch.randn(s.batch_size, s.latent_dim, generator=noise)
+    for _ in progress(range(run.done, s.epoch_steps), desc=f'epoch {epoch}/{s.epochs}', unit='step'):
+        lr = training.learning_rate(s.lr, s.schedule, s.milestones, run.step, s.epochs * s.epoch_steps)
         training.set_lr(optimizer_S, lr)
         first, last, weight = distributed.own(0, s.batch_size)
         z = torch.randn(s.batch_size, s.latent_dim, generator=noise)[first:last].to(device)
@@ -85,11 +87,10 @@ def train_epoch(epoch, step, s, teacher, networks, optimizers):
         distributed.average_gradients(generator, student)
         optimizer_G.step()
         optimizer_S.step()
-        means.add(s.batch_size, weight, loss=loss_mean + s.ie * loss_ie, loss_oh=loss_oh, loss_ie=loss_ie, loss_a=loss_a, loss_kd=loss_kd)
-        step += 1
+        run.step_done(s.batch_size, weight, lr, loss=loss_mean + s.ie * loss_ie, loss_oh=loss_oh, loss_ie=loss_ie, loss_a=loss_a,
+                      loss_kd=loss_kd)
     distributed.same_buffers(generator, student)
-    means.read()  # waits for the device
-    return step, lr, means
+    run.means.read()  # waits for the device
 
 
 @torch.no_grad()
@@ -102,8 +103,9 @@ def drawn(generator, z, teacher):
 def main():
     # ---------------------------------------------------------------- settings and teacher
     args = parse()
+    keep.stops.limit(args.max_minutes)
     args.export = formats(args.export) if args.export else None
-    device = training.pick_device(args.device)
+    device = training.pick_device(args.device, args.rank_timeout)
     teacher = load_teacher(Wanted.of(args), args.dataset, DATASETS.get(args.dataset), device, args.amp)
     teacher.check_gradients()
     student, arch, width = make_student(args, own_info(teacher).student, teacher, 'dafl')
@@ -118,22 +120,21 @@ def main():
 
     # ---------------------------------------------------------------- student and generator
     optimizers = training.make_optimizer(s.optimizer, student.parameters(), s.lr), torch.optim.Adam(generator.parameters(), lr=s.lr_G)
-    epoch, step = run.start('student', student, teacher.facts(arch=arch, width=width), generator=generator, optimizer_S=optimizers[0],
-                            optimizer_G=optimizers[1])
+    run.start('student', student, teacher.facts(arch=arch, width=width), generator=generator, optimizer_S=optimizers[0],
+              optimizer_G=optimizers[1])
     say(f'student: {arch}, width {width}, {count_parameters(student):,} parameters; generator: {count_parameters(generator):,}')
 
     # ---------------------------------------------------------------- generate and distil
     student_amp = training.pick_amp(args.amp, device, s.arch)  # to evaluate in, as the other scripts do
-    while epoch < s.epochs:
-        epoch += 1
-        step, lr, means = train_epoch(epoch, step, s, teacher, (student, generator), optimizers)
-        run.end_epoch(epoch, step, lr, means, training.evaluate(student, test, teacher.normalise, device, student_amp))
+    for epoch in run.epochs():
+        train_epoch(epoch, run, teacher, (student, generator), optimizers)
+        run.end_epoch(training.evaluate(student, test, teacher.normalise, device, student_amp))
     exported = {}
     if s.export and distributed.rank() == 0:
         z = torch.randn(100, s.latent_dim, generator=training.rng(s.seed, 'export')).to(device)
         exported = export(run.folder, student, teacher, test.images[:1000] if test else drawn(generator, z, teacher), s)
-    run.finish('dafl', **exported, steps=step, images_seen=step * s.batch_size, teacher_top1=teacher_top1, teacher_arch=teacher.arch,
-               teacher_width=teacher.width)
+    run.finish('dafl', **exported, steps=run.step, images_seen=run.step * s.batch_size, teacher_top1=teacher_top1,
+               teacher_arch=teacher.arch, teacher_width=teacher.width)
 
 
 if __name__ == '__main__':

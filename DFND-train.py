@@ -5,6 +5,8 @@
     python DFND-train.py --dataset mnist5k                          # 2.5 minutes on a core, 96 %
 """
 
+import keep.stops  # isort: skip  # before torch, see there
+
 import argparse
 
 import numpy as np
@@ -155,20 +157,19 @@ def transfer_from_wild(run, s, teacher, wild, pool):
     return TransferSet(images, None, weights, scorer.normalise), selection
 
 
-def train_epoch(epoch, step, s, teacher, transfer, learner):
-    """One pass over the transfer set, or what is left of s.steps. Returns (step, the last learning rate, training.Means).
+def train_epoch(epoch, run, s, teacher, transfer, learner):
+    """One pass over the transfer set, or what is left of it or of s.steps.
 
     learner: the student, the adaptation matrix's theta (C, C - 1), and an optimiser for each."""
     student, theta, optimizer, optimizer_theta = learner
     device, weights = teacher.device, transfer.class_weights
     student.train()
-    means = training.Means()
     plan = EpochPlan(s.num_select, s.batch_size, s.seed, epoch, s.augment and padding_of(teacher.size), s.flip)
-    with progress(total=s.num_select, desc=f'epoch {epoch}/{s.epochs}') as bar:
-        for indices, x, size, weight in batches(plan, transfer.images, device):
-            if step == s.steps:
+    with progress(total=s.num_select, initial=run.means.count, desc=f'epoch {epoch}/{s.epochs}') as bar:
+        for indices, x, size, weight in batches(plan, transfer.images, device, run.done):
+            if run.step == s.steps:
                 break
-            lr = training.learning_rate(s.lr, s.schedule, s.milestones, step, s.steps)
+            lr = training.learning_rate(s.lr, s.schedule, s.milestones, run.step, s.steps)
             training.set_lr(optimizer, lr)
             x = transfer.normalise(x)  # (B, channels, size, size)
             t = teacher.logits(x)  # (B, classes)
@@ -192,19 +193,18 @@ def train_epoch(epoch, step, s, teacher, transfer, learner):
             distributed.average_gradients(student, *([theta] if 'nll' in s.loss else []))
             optimizer.step()
             optimizer_theta.step()
-            means.add(size, weight, loss=loss, **terms)
-            step += 1
+            run.step_done(size, weight, lr, loss=loss, **terms)
             bar.update(size)
     distributed.same_buffers(student)
-    means.read()  # waits for the device
-    return step, lr, means
+    run.means.read()  # waits for the device
 
 
 def main():
     # ---------------------------------------------------------------- settings, teacher, pool
     args = parse()
+    keep.stops.limit(args.max_minutes)
     check(args)
-    device = training.pick_device(args.device)
+    device = training.pick_device(args.device, args.rank_timeout)
     teacher = load_teacher(Wanted.of(args), args.dataset, DATASETS.get(args.dataset), device, args.amp)
     info = own_info(teacher)
     student, arch, width = make_student(args, info.student, teacher, 'student')
@@ -252,23 +252,22 @@ def main():
     theta = torch.zeros(teacher.classes, teacher.classes - 1, device=device, requires_grad=True)
     optimizer = training.make_optimizer(s.optimizer, student.parameters(), s.lr)
     optimizer_theta = torch.optim.Adam([theta], lr=s.lr_theta)
-    epoch, step = run.start('student', student, teacher.facts(arch=arch, width=width), theta=theta, optimizer=optimizer,
-                            optimizer_theta=optimizer_theta)
+    run.start('student', student, teacher.facts(arch=arch, width=width), theta=theta, optimizer=optimizer,
+              optimizer_theta=optimizer_theta)
     say(f'student: {arch}, width {width}, {count_parameters(student):,} parameters, on {s.num_select} images')
 
     # ---------------------------------------------------------------- distil
-    while epoch < s.epochs:
-        epoch += 1
-        step, lr, means = train_epoch(epoch, step, s, teacher, transfer, (student, theta, optimizer, optimizer_theta))
+    for epoch in run.epochs():
+        train_epoch(epoch, run, s, teacher, transfer, (student, theta, optimizer, optimizer_theta))
         due = epoch % s.test_every == 0 or epoch == s.epochs
         measured = [training.evaluate(student, due and split, teacher.normalise, device, s.amp) for split in (test, held)]
-        run.end_epoch(epoch, step, lr, means, measured[0], measured[1][1])
+        run.end_epoch(measured[0], measured[1][1])
 
     # ---------------------------------------------------------------- result
     if 'nll' in s.loss and distributed.rank() == 0:
         np.save(run.folder / 'adaptation.npy', log_adaptation_matrix(theta, s.teacher_acc).exp().detach().cpu().numpy())
     per_epoch = -(-s.num_select // s.batch_size)
-    seen = (step // per_epoch) * s.num_select + (step % per_epoch) * s.batch_size
+    seen = (run.step // per_epoch) * s.num_select + (run.step % per_epoch) * s.batch_size
     facts['images_seen'] = seen
     if held:
         facts['agreement'] = training.evaluate(student, held, teacher.normalise, device, s.amp)[1]

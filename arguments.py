@@ -77,7 +77,13 @@ def add_common_arguments(parser, datasets):
                    '{train,test or val}/<class>/* and, if the order of the classes is not the sorted one, classes.txt')
     g.add_argument('--output_dir', default='runs', metavar='DIR', help='holds a folder for each run')
     g.add_argument('--run', metavar='NAME', help="the run's folder, in place of <dataset>-<method>-<arch>-w<width>-s<seed>")
-    g.add_argument('--resume', action='store_true', help='go on after the last epoch of that run; print its result if it is done')
+    g.add_argument('--resume', action='store_true', help='go on where that run was stopped; print its result if it is done')
+    minutes = at_least(float, 0, strict=True)
+    g.add_argument('--save_minutes', type=minutes, default=10, metavar='M', help='at most so long after a save comes the next; never more '
+                   'than 2 %% of the time is for saving')
+    g.add_argument('--max_minutes', type=minutes, metavar='M', help='stop after so long, as after a signal, with exit code 0')
+    g.add_argument('--rank_timeout', type=at_least(float, 5), default=30, metavar='S', help='under torchrun: end when another process '
+                   'gives no sign of life for S seconds')
     g.add_argument('--cache_dir', default='cache', metavar='DIR', help='keeps decoded images; delete it to free the space')
     g.add_argument('--workers', type=at_least(int, 0), default=min(os.cpu_count() or 1, 8), metavar='N',
                    help='processes that decode images; 0 decodes in this one, without the limits on time and memory')
@@ -142,8 +148,11 @@ def add_student_arguments(g):
 
 
 # where and how a run is computed, and not what: these settings may differ between a run and its resumption
-WHERE = {'resume', 'workers', 'decode_pixels', 'decode_seconds', 'decode_memory', 'formats', 'cache_dir', 'device', 'data', 'output_dir',
-         'run', 'teacher_dir', 'teacher_weights', 'score_only', 'export', 'export_normalise', 'tensorboard'}
+WHERE = {'resume', 'save_minutes', 'max_minutes', 'rank_timeout', 'workers', 'decode_pixels', 'decode_seconds', 'decode_memory', 'formats',
+         'cache_dir', 'device', 'data', 'output_dir', 'run', 'teacher_dir', 'teacher_weights', 'score_only', 'export', 'export_normalise',
+         'tensorboard'}
+# wild: a selection knows its pool by what it holds; test_every: which rows have a measurement
+MAY_CHANGE = WHERE | {'wild', 'test_every'}
 
 
 def pick_recipe(given, own, published, device):

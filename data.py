@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import io
+import itertools
 from pathlib import Path
 from typing import NamedTuple
 
@@ -278,14 +279,14 @@ class EpochPlan:
             yield self.order[first:last], augment, stop - start, weight
 
 
-def batches(plan, images, device):
+def batches(plan, images, device, done=0):
     """Yields (indices (B,), the augmented batch (B, C, H, W) uint8, both on the device, size, weight) of an EpochPlan. images: a tensor
     on the device, or, where they don't fit there, anything that CPU indices take a uint8 tensor from: then the next batch is read
-    while this one is worked on."""
+    while this one is worked on. done: batches that a run which goes on has behind it."""
     resident = isinstance(images, torch.Tensor)
 
     def read():
-        for indices, augment, size, weight in plan:
+        for indices, augment, size, weight in itertools.islice(plan, done, None):
             on_device = indices.to(device)
             x = images[on_device if resident else indices]
             if not resident and device.type == 'cuda':

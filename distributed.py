@@ -6,11 +6,16 @@ means the same on any number of processes. (Batch norms see their own slice, as 
 import contextlib
 import datetime
 import os
+import sys
+import threading
+import time
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
 import utils
+from keep import stops
 
 
 def launched():
@@ -18,17 +23,69 @@ def launched():
     return int(os.environ.get('WORLD_SIZE', '1'))
 
 
-def start(device):
-    """Joins the processes that torchrun started, if it did: gloo on a CPU, nccl on CUDA. Returns this process's device."""
+def start(device, rank_timeout):
+    """Joins the processes that torchrun started, if it did: gloo on a CPU, nccl on CUDA. Returns this process's device. rank_timeout:
+    seconds without a sign of life of another process after which this one ends."""
     if launched() == 1:
         return device
     if device.type == 'cuda':
         device = torch.device('cuda', int(os.environ['LOCAL_RANK']))
         torch.cuda.set_device(device)
     if not dist.is_initialized():
+        stops.end_with_parent()  # torchrun gives each process a session of its own, so that they would outlive it
+        Lives.of_all = Lives(rank_timeout)
         # the others wait while the first decodes a pool, which can take days
         dist.init_process_group('nccl' if device.type == 'cuda' else 'gloo', timeout=datetime.timedelta(days=7))
+        Lives.of_all.start()
     return device
+
+
+class Lives(threading.Thread):
+    """Tells the other processes every second that this one lives, and ends it where another gives no sign. A process that works on its
+    own for days gives signs all the same; one that was killed, or is held still, gives none."""
+
+    of_all = None
+
+    def __init__(self, timeout):
+        super().__init__(daemon=True)
+        self.timeout, self.begun, self.ended = timeout, f'alive {os.environ.get("TORCHELASTIC_RESTART_COUNT")}', threading.Event()
+        self.silent = dict.fromkeys(range(launched()), 0)  # rank -> how many of this thread's rounds: its clock stands still with it
+
+    def run(self):
+        last, keys = {}, [f'{self.begun} {rank}' for rank in self.silent]
+        mine = keys[int(os.environ['RANK'])]
+        try:
+            # torchrun's store, by a line of its own: the group's is taken while it waits
+            store = dist.TCPStore(os.environ['MASTER_ADDR'], int(os.environ['MASTER_PORT']), is_master=False,
+                                  timeout=datetime.timedelta(days=7))
+            store.set(mine, '0')
+            store.wait(keys)
+            for number in range(1, sys.maxsize):
+                store.set(mine, str(number))
+                for other, sign in enumerate(store.multi_get(keys)):
+                    self.silent[other] = 0 if last.get(other) != sign else self.silent[other] + 1
+                    last[other] = sign
+                if dead := self.dead(self.timeout):
+                    break
+                if self.ended.wait(1):
+                    return
+        except RuntimeError:  # the store is gone, and with it torchrun, which ends this process
+            return
+        code = utils.fail(Path(sys.argv[0]).name, f'{dead} gave no sign of life for {self.timeout:g} seconds: look for what holds it, then '
+                          'give the same command with --resume', local=True)
+        os._exit(code)
+
+    def dead(self, rounds):
+        """Those that gave no sign in so many rounds, in words; '' for none."""
+        dead = [str(other) for other, silent in self.silent.items() if silent >= rounds]
+        return f'rank {", ".join(dead)} of {len(self.silent)}' if dead else ''
+
+    def lost(self):
+        """Which other process is gone, where a connection broke."""
+        until = time.monotonic() + 8
+        while not self.dead(3) and time.monotonic() < until:
+            time.sleep(0.1)
+        return self.dead(3) or 'another process'
 
 
 def world():
@@ -55,10 +112,19 @@ def run_script(main):
     """utils.run_script for a script that torchrun may have started several times: all end together."""
 
     def together():
-        main()
-        wait()
+        try:
+            main()
+            wait()
+        except RuntimeError as e:
+            if world() == 1 or not any(word in str(e) for word in ('gloo', 'NCCL', 'onnection')):
+                raise
+            stops.hold()  # torchrun asks this process to stop, too: not before it has said why
+            raise utils.LocalError(f'{Lives.of_all.lost()} ended or is out of reach ({utils.first_line(e)}): if torchrun does not start '
+                                   'all again (--max-restarts), give the same command with --resume') from None
 
     def leave():
+        if Lives.of_all:
+            Lives.of_all.ended.set()
         # gloo's threads abort a process that ends with its group open (pytorch/pytorch#179291; 11 of 40 pairs of short processes did,
         # none of 60 that left)
         if dist.is_initialized():
@@ -87,6 +153,29 @@ def on_first(function, *args):
     if error is not None:
         raise error
     return result
+
+
+class Agreement:
+    """Lets all processes decide something at the same step, without a wait for each other at every step."""
+
+    def __init__(self):
+        self.every, self.left, self.since = 1, 1, time.monotonic()
+
+    def ask(self, *values):
+        """The greatest of each value over all processes, as floats; None at the steps where they are not compared, which is about four
+        times a second."""
+        if world() == 1:
+            return values
+        self.left -= 1
+        if self.left:
+            return None
+        seconds = time.monotonic() - self.since
+        values = torch.tensor([*map(float, values), seconds], device='cuda' if dist.get_backend() == 'nccl' else 'cpu')
+        dist.all_reduce(values, dist.ReduceOp.MAX)
+        *values, seconds = values.tolist()
+        self.every = self.left = max(1, min(10 * self.every, int(self.every * 0.25 / max(seconds, 1e-6))))
+        self.since = time.monotonic()
+        return values
 
 
 def total(tensor):

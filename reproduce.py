@@ -7,8 +7,9 @@
 Stop it at any time: the same command goes on. What follows a lone -- goes to every script: `-- --device cuda`.
 """
 
+import keep.stops  # isort: skip  # before the rest, see there
+
 import argparse
-import contextlib
 import re
 import shlex
 import signal
@@ -24,7 +25,7 @@ from recipes import PUBLISHED_ACC
 from utils import UserError, bad_usage, read_json, run_script
 
 HERE = Path(__file__).resolve().parent
-OWN = ('--dataset', '--seed', '--run', '--output_dir', '--teacher_dir')  # each run is given its own
+OWN = ('--dataset', '--seed', '--run', '--output_dir', '--teacher_dir', '--max_minutes')  # each run is given its own
 PASSED = ('data', 'cache_dir', 'workers')
 
 # ---------------------------------------------------------------- the plan
@@ -112,17 +113,19 @@ def print_plan(args, jobs):
 
 
 def run(script, *words):
-    """The exit code of a script that prints its own errors. After an interrupt, too, it has ended when this returns."""
+    """The exit code of a script that prints its own errors. After a signal, too, which it is passed, it has ended when this returns; and
+    it ends when this process is killed."""
     sys.stdout.flush()
-    process = subprocess.Popen([sys.executable, HERE / script, *words])
+    process = subprocess.Popen([sys.executable, HERE / script, *words], preexec_fn=keep.stops.end_with_parent)
     try:
-        return process.wait()
-    except KeyboardInterrupt:
-        with contextlib.suppress(subprocess.TimeoutExpired):  # Ctrl-C reaches the whole group, a lone signal only this process
-            process.wait(5)
-        process.terminate()
+        code = process.wait()
+    except keep.stops.Stopped as e:
+        process.send_signal(signal.SIGTERM if e.number == keep.stops.ALARM else e.number)
         process.wait()
         raise
+    if code > 128:  # a signal came to it alone
+        raise keep.stops.Stopped(code - 128)
+    return code
 
 
 def run_jobs(args, jobs):
@@ -136,8 +139,6 @@ def run_jobs(args, jobs):
             name, start = f'[{i}/{len(jobs)}] {job.folder.name}', time.time()
             print(f'\n{name}: {job.command()}')
             code = run(job.row.script, *job.arguments)
-            if code == 130:
-                raise KeyboardInterrupt
             if code or not job.done():
                 raise UserError(f'{job.folder.name} stopped with exit code {code}: correct what it says, then give the same command')
             took = minutes[job.row.script] = (time.time() - start) / 60
@@ -174,6 +175,8 @@ def parse(words):
     for name in PASSED:
         parser.add_argument(f'--{name}', help='given to every script, see its --help')
     parser.add_argument('--output_dir', default='runs', metavar='DIR', help='a run is DIR/<dataset>-<scale>/<row>-s<seed>')
+    parser.add_argument('--max_minutes', type=float, metavar='M', help='stop after so long, as after a signal, with exit code 0; the same '
+                        'command goes on, so that a loop of a shell makes the table in slices')
     parser.add_argument('--publish', metavar='DIR', help='write each finished run as a line of DIR/<dataset>-<scale>.jsonl')
     parser.add_argument('--tflops', type=float, default=50, help="a GPU's speed in the arithmetic of --scale full (default: 50)")
     args = parser.parse_args(words)
@@ -183,6 +186,8 @@ def parse(words):
     args.scale = args.scale or {'pools': 'pools', 'study': 'study'}.get(args.table, 'cpu')
     if args.scale not in scales or (args.scale == 'pools') != (args.table == 'pools'):
         raise UserError(f'--scale {args.scale}, but {args.dataset} has {" and ".join(scales)}: give --scale {scales[-1]}')
+    if args.max_minutes is not None and not args.max_minutes > 0:
+        raise UserError(f'--max_minutes {args.max_minutes}, expected a number above 0')
     if not args.tflops > 0:
         raise UserError(f'--tflops {args.tflops}, expected a number above 0')
     if args.teacher and not Path(args.teacher).exists():
@@ -222,9 +227,9 @@ def main():
         raise UserError(f'{" ".join(own)} after the --, but each run has its own: leave it out, or give --seeds or --output_dir before it')
     jobs = plan(args, extra)
     print_plan(args, jobs)
+    keep.stops.limit(args.max_minutes)
     return 0 if args.dry_run else run_jobs(args, jobs)
 
 
 if __name__ == '__main__':
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     run_script(main)

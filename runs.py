@@ -14,7 +14,9 @@ import torch
 import torchvision
 
 import distributed
-from arguments import WHERE
+import training
+from arguments import MAY_CHANGE
+from keep import stops
 from networks import count_multiply_adds, count_parameters, save_network
 from paper import board
 from utils import Damaged, UserError, checked, first_line, json_line, read_json, read_object, say, warn, write_json, written_aside
@@ -23,7 +25,7 @@ from wild.workers import lock
 # what a result repeats of the settings; None where a script has no such setting
 REPEATED = ('recipe', 'select', 'loss', 'dataset', 'arch', 'width', 'seed', 'epochs', 'steps', 'num_select', 'class_weights', 'T',
             'augment', 'wild_norm', 'teacher_acc', 'teacher')
-SAVED = ('last.pt', 'previous.pt')  # the state of the last epoch, and of the one before
+SAVED = ('last.pt', 'previous.pt')  # the state at the last save, and at the one before
 
 
 def cpu_name():
@@ -44,6 +46,19 @@ def commit():
     return name.stdout.strip() + ('+' if changed.stdout.strip() else '') if name.returncode == 0 else None
 
 
+def torchrun():
+    """Which torchrun started this process; None without it. All its processes have one parent, and have it again when it starts them
+    again."""
+    return f'{os.environ["TORCHELASTIC_RUN_ID"]} {os.getppid()}' if 'TORCHELASTIC_RUN_ID' in os.environ else None
+
+
+def is_longer(old, new, changed):
+    """Whether settings differ in nothing but more epochs, of which the first ones are the same: by another schedule, every learning rate
+    hangs on how many are to come, and --steps can end an epoch in its middle."""
+    whole = old.get('steps') is None or old['steps'] * new['epochs'] == new['steps'] * old['epochs']
+    return {*changed} <= {'epochs', 'steps'} and old.get('schedule') == 'constant' and new['epochs'] > old['epochs'] and whole
+
+
 class Run:
     """The folder of a run, written by one script. Raises UserError when it is in use and --resume is off, when it holds a run with
     other settings, or when another process is writing it."""
@@ -54,6 +69,7 @@ class Run:
         self.folder = Path(settings.output_dir) / (settings.run or name)
         self.name, self.lock, self.board = self.folder.name, None, None
         self.started, self.before = time.time(), 0.0  # before: seconds of the sittings before this one
+        self.device, self.agreement = device, distributed.Agreement()
         self.settings = settings.replace(**distributed.on_first(self._open, settings, device, measured))
 
     def _open(self, settings, device, measured):
@@ -62,7 +78,7 @@ class Run:
         if config_file.is_file():
             self._lock()
             if any((self.folder / name).is_file() for name in (*SAVED, 'selection.npz', 'result.json')):
-                if not settings.resume:
+                if not (settings.resume or self._started_again(config_file)):
                     raise UserError(f'{self.folder} is in use: add --resume to go on with it, or --run NAME for another folder')
                 return self._kept(config_file, json.loads(json.dumps(vars(settings))), measured)
         try:
@@ -74,6 +90,7 @@ class Run:
             write_json(config_file, {
                 'settings': vars(settings),
                 'command': shlex.join(['python', Path(sys.argv[0]).name, *sys.argv[1:]]),
+                'torchrun': torchrun(),
                 'commit': commit(),
                 'versions': {'python': platform.python_version(), 'torch': torch.__version__, 'torchvision': torchvision.__version__},
                 'hardware': {
@@ -89,11 +106,20 @@ class Run:
         old = config.get('settings', config.get('args'))  # args: as it was called until November 2026
         if not isinstance(old, dict):
             raise UserError(f'{config_file} is damaged, it holds no settings: give --run NAME for another folder')
-        compared = old.keys() & new.keys() - WHERE - set(measured)
-        for key in sorted(key for key in compared if old[key] != new[key]):
-            raise UserError(f'{self.folder} was run with {key}={old[key]}, and now it is {new[key]}: give the same, or --run NAME '
-                            'for another folder')
+        compared = old.keys() & new.keys() - MAY_CHANGE - set(measured)
+        changed = sorted(key for key in compared if old[key] != new[key])
+        if changed and is_longer(old, new, changed):
+            write_json(config_file, {**config, 'settings': {**old, **{key: new[key] for key in changed}}})
+        elif changed:
+            raise UserError(f'{self.folder} was run with {", ".join(f"{key}={old[key]}" for key in changed)}, and now it is '
+                            f'{", ".join(f"{key}={new[key]}" for key in changed)}: give the same, or --run NAME for another folder')
         return {key: old[key] for key in measured if key in old}
+
+    def _started_again(self, config_file):
+        """Whether torchrun started this process after it, or another one, ended early in this run: that goes on without --resume."""
+        if os.environ.get('TORCHELASTIC_RESTART_COUNT', '0') == '0':
+            return False
+        return read_json(config_file).get('torchrun') == torchrun()
 
     def _lock(self):
         """Holds the folder for as long as this process lives."""
@@ -102,42 +128,51 @@ class Run:
             raise UserError(f'another process is running in {self.folder}: wait for it, or give --run NAME for another folder')
 
     def finished(self):
-        """Whether the run has a result, which is then printed."""
+        """Whether the run has a result, which is then printed; that of a shorter run is none."""
         path = self.folder / 'result.json'
         try:
-            if path.is_file():
-                print_result(read_json(path))
-            return path.is_file()
+            result = read_json(path) if path.is_file() else None
         except Damaged:
             warn(f'{path} is damaged: it is made again from the last saved state')
             return False
+        if not result or (result.get('epochs') or self.settings.epochs) < self.settings.epochs:
+            return False
+        print_result(result)
+        return True
 
     def seconds(self):
         return self.before + time.time() - self.started
 
     def start(self, kind, net, facts, **state):
-        """Begins, or goes on with, a training. Returns (epoch, step), both 0 for a fresh run. kind: 'teacher' or 'student', the name of
-        the network's files. net: the network to keep; facts: see networks.save_network. state: what else `--resume` needs, modules,
-        optimisers or tensors by name; all are restored in place. No random state is among them: every epoch draws its own from the
-        seed (`training.rng`)."""
+        """Begins, or goes on with, a training: `epochs`, `step_done` and `end_epoch` drive it from here. kind: 'teacher' or 'student', the
+        name of the network's files. net: the network to keep; facts: see networks.save_network. state: what else `--resume` needs,
+        modules, optimisers or tensors by name; all are restored in place. No random state is among them: every epoch draws its own from
+        the seed (`training.rng`), so the steps that are done of it say where it goes on."""
         self.kind, self.net, self.facts = kind, net, facts
         self.state = {'net': net, **state}
-        self.top1 = self.best = None
+        self.top1 = self.best = self.lr = None
+        self.epoch = self.step = self.done = 0  # finished epochs, all steps, and steps of the epoch that has begun
+        self.means = training.Means()
+        self.saved, self.saving = time.monotonic(), 0.0  # when, and how many seconds that took
         last, metrics = self._saved(), self.folder / 'metrics.jsonl'
         if not last:
             distributed.on_first(metrics.unlink, True)
-            return 0, 0
+            stops.hold(self._pause)
+            return
         for name, value in self.state.items():
             if hasattr(value, 'load_state_dict'):
                 value.load_state_dict(last[name])
             else:
                 with torch.no_grad():
                     value.copy_(last[name])
-        self.top1, self.best, self.before = last['top1'], last['best'], last['seconds']
+        self.top1, self.best, self.before, self.epoch, self.step = (last[k] for k in ('top1', 'best', 'seconds', 'epoch', 'step'))
+        if inside := last.get('inside'):
+            self.done, self.lr, self.means = inside['done'], inside['lr'], training.Means(inside['means'], self.device)
         if distributed.rank() == 0:
-            self._keep_rows(metrics, last['epoch'])
-        say(f'resumed {self.folder} after epoch {last["epoch"]}')
-        return last['epoch'], last['step']
+            self._keep_rows(metrics, self.epoch)
+        say(f'resumed {self.folder} after epoch {self.epoch}' + (f' and {self.done} steps' if self.done else ''))
+        if self.epoch < self.settings.epochs:
+            stops.hold(self._pause)
 
     def _saved(self):
         """The newest saved state that is whole, on the CPU, where optimisers keep their step counts; None where none was saved."""
@@ -161,30 +196,74 @@ class Run:
         with written_aside(metrics, 'w') as file:
             file.write(''.join(rows))
 
-    def end_epoch(self, epoch, step, lr, means, test, agreement=None):
-        """Logs the epoch as a row of metrics.jsonl and a line, keeps the best network, and writes last.pt. means: a training.Means.
-        test: (loss, top-1 in percent) on the test data, or a pair of None without any. agreement: with the teacher, in percent."""
-        test_loss, self.top1 = test
-        row = {'epoch': epoch, 'step': step, 'lr': lr, **means.read(), 'test_loss': test_loss, 'top1': self.top1,
-               'images_per_s': means.count / means.seconds, 'seconds': self.seconds()}
-        if agreement is not None:
-            row['agreement'] = agreement
-        if distributed.rank() > 0:
+    def epochs(self):
+        """The numbers, from 1, of the epochs that are left, first the one that was stopped in its middle."""
+        while self.epoch < self.settings.epochs:
+            yield self.epoch + 1
+
+    def step_done(self, count, weight, lr, **losses):
+        """Counts a step, and saves or stops where that is due. See training.Means.add. lr: the learning rate of the step."""
+        self.means.add(count, weight, **losses)
+        self.step, self.done, self.lr = self.step + 1, self.done + 1, lr
+        self._pause()
+
+    def _pause(self):
+        asked = self.agreement.ask(stops.asked(), self._due(60 * self.settings.save_minutes))
+        if not asked:
             return
+        number, due = asked
+        if number or due:
+            self._save()
+        if number:
+            raise stops.Stopped(int(number), f' in epoch {self.epoch + 1} after step {self.step}, which is saved')
+
+    def _due(self, seconds=0):
+        """Whether so long after the last save, and after 50 times what it took, the first process saves."""
+        return distributed.rank() == 0 and time.monotonic() - self.saved >= max(seconds, 50 * self.saving)
+
+    def _save(self):
+        """Writes last.pt; all processes call it at the same step. Raises UserError where a loss is not finite."""
+        begun, inside = time.monotonic(), None
+        if self.done:
+            inside = {'done': self.done, 'lr': self.lr, 'means': self.means.state()}
+            training.check_finite(inside['means']['sums'])
+        if distributed.rank() == 0:
+            state = {k: v.state_dict() if hasattr(v, 'state_dict') else v.detach() for k, v in self.state.items()}
+            last, previous = (self.folder / name for name in SAVED)
+            with written_aside(last, previous=previous) as file:
+                torch.save({'epoch': self.epoch, 'step': self.step, 'inside': inside, 'top1': self.top1, 'best': self.best,
+                            'seconds': self.seconds(), **state}, file)
+        self.saved = time.monotonic()
+        self.saving = self.saved - begun
+
+    def end_epoch(self, test, agreement=None):
+        """Logs the epoch as a row of metrics.jsonl and a line, keeps the best network, and writes last.pt, where the last save is not
+        too near. test: (loss, top-1 in percent) on the test data, or a pair of None without any. agreement: with the teacher, in
+        percent."""
+        test_loss, self.top1 = test
+        losses = self.means.read()
+        self.epoch, self.done, last = self.epoch + 1, 0, self.epoch + 1 == self.settings.epochs
+        if distributed.rank() == 0:
+            self._log({'epoch': self.epoch, 'step': self.step, 'lr': self.lr, **losses, 'test_loss': test_loss, 'top1': self.top1,
+                       'images_per_s': self.means.count / self.means.seconds, 'seconds': self.seconds(),
+                       **({} if agreement is None else {'agreement': agreement})})
+        self.means = training.Means()
+        if last or self._due():
+            self._save()
+        if last:
+            stops.release()  # from here on, nothing is lost
+
+    def _log(self, row):
         board.write_row(self, row)
         with open(self.folder / 'metrics.jsonl', 'ab') as f:
             f.write(json_line(row))
         losses = [f'{k} {v:.4f}' for k, v in row.items() if 'loss' in k and v is not None]
-        top1 = [f'{name} {value:.2f}' for name, value in (('top1', self.top1), ('agreement', agreement)) if value is not None]
-        say('  '.join([f'epoch {epoch}/{self.settings.epochs}', f'step {step}', f'lr {lr:.4g}', *losses, *top1,
+        top1 = [f'{name} {row[name]:.2f}' for name in ('top1', 'agreement') if row.get(name) is not None]
+        say('  '.join([f'epoch {row["epoch"]}/{self.settings.epochs}', f'step {row["step"]}', f'lr {row["lr"]:.4g}', *losses, *top1,
                        f'{row["images_per_s"]:.0f} img/s', f'{row["seconds"]:.0f} s']))
         if self.top1 is not None and (self.best is None or self.top1 > self.best):
             self.best = self.top1
             self._save_network(f'{self.kind}-best.pt')
-        state = {k: v.state_dict() if hasattr(v, 'state_dict') else v.detach() for k, v in self.state.items()}
-        last, previous = (self.folder / name for name in SAVED)
-        with written_aside(last, previous=previous) as file:
-            torch.save({'epoch': epoch, 'step': step, 'top1': self.top1, 'best': self.best, 'seconds': self.seconds(), **state}, file)
 
     def _save_network(self, name):
         save_network(self.folder / name, self.net, {**self.facts, 'accuracy': None if self.top1 is None else self.top1 / 100})

@@ -7,6 +7,8 @@
     python teacher-train.py --dataset folder --data DIR --size 64  # your own classes: DIR/{train,test}/<class>/*
 """
 
+import keep.stops  # isort: skip  # before torch, see there
+
 import torch.nn.functional as F
 
 import arguments
@@ -48,17 +50,14 @@ def settle(args, info, device):
                             amp=training.pick_amp(args.amp, device, arch))
 
 
-def train_epoch(epoch, step, steps, s, train, learner):
-    """One pass over `train`, a Split on the device. learner: (network, its optimiser, a Normalise, the device).
-
-    Returns (step, the last learning rate, training.Means)."""
-    net, optimizer, normalise, device = learner
+def train_epoch(epoch, run, steps, train, learner):
+    """One pass over `train`, a Split on the device, or what is left of it. learner: (network, its optimiser, a Normalise, the device)."""
+    s, (net, optimizer, normalise, device) = run.settings, learner
     net.train()
-    means = training.Means()
     plan = EpochPlan(len(train.labels), s.batch_size, s.seed, epoch, s.augment and padding_of(s.size), s.flip)
-    with progress(total=len(train.labels), desc=f'epoch {epoch}/{s.epochs}') as bar:
-        for indices, x, size, weight in batches(plan, train.images, device):
-            lr = training.learning_rate(s.lr, s.schedule, s.milestones, step, steps)
+    with progress(total=len(train.labels), initial=run.means.count, desc=f'epoch {epoch}/{s.epochs}') as bar:
+        for indices, x, size, weight in batches(plan, train.images, device, run.done):
+            lr = training.learning_rate(s.lr, s.schedule, s.milestones, run.step, steps)
             training.set_lr(optimizer, lr)
             with training.autocast(device, s.amp):
                 logits = net(normalise(x))
@@ -67,18 +66,17 @@ def train_epoch(epoch, step, steps, s, train, learner):
             (loss * weight).backward()
             distributed.average_gradients(net)
             optimizer.step()
-            means.add(size, weight, loss=loss)
-            step += 1
+            run.step_done(size, weight, lr, loss=loss)
             bar.update(size)
     distributed.same_buffers(net)
-    means.read()  # waits for the device
-    return step, lr, means
+    run.means.read()  # waits for the device
 
 
 def main():
     # ---------------------------------------------------------------- settings and data
     args = parse()
-    device = training.pick_device(args.device)
+    keep.stops.limit(args.max_minutes)
+    device = training.pick_device(args.device, args.rank_timeout)
     info = measure(args.dataset, args.data, args.size, args.channels, args.cache_dir, Decoder.of(args))
     s = settle(args, info, device)
     train, test = (load(s.dataset, s.data, part, s.cache_dir, Decoder.of(s), info).to(device) for part in (True, False))
@@ -93,18 +91,17 @@ def main():
     net = training.to_device(build(s.arch, s.width, info.classes, info.channels), device)
     optimizer = training.make_optimizer(s.optimizer, net.parameters(), s.lr)
     normalise = Normalise(info.mean, info.std, device)
-    epoch, step = run.start(method, net, info.facts(s.dataset, s.arch, s.width), optimizer=optimizer)
+    run.start(method, net, info.facts(s.dataset, s.arch, s.width), optimizer=optimizer)
     count = len(train.labels)
     steps = s.epochs * -(-count // s.batch_size)
     say(f'{method}: {s.arch}, width {s.width}, {count_parameters(net):,} parameters, on {count} images of {s.dataset}')
 
     # ---------------------------------------------------------------- train
-    while epoch < s.epochs:
-        epoch += 1
-        step, lr, means = train_epoch(epoch, step, steps, s, train, (net, optimizer, normalise, device))
+    for epoch in run.epochs():
+        train_epoch(epoch, run, steps, train, (net, optimizer, normalise, device))
         due = epoch % s.test_every == 0 or epoch == s.epochs
-        run.end_epoch(epoch, step, lr, means, training.evaluate(net, due and test, normalise, device, s.amp))
-    run.finish(method, steps=step, images_seen=s.epochs * count)
+        run.end_epoch(training.evaluate(net, due and test, normalise, device, s.amp))
+    run.finish(method, steps=run.step, images_seen=s.epochs * count)
 
 
 if __name__ == '__main__':

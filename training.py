@@ -13,13 +13,15 @@ import torch
 import torch.nn.functional as F
 
 import distributed
+from keep import stops
 from utils import UserError, first_line
 
 # ---------------------------------------------------------------- device, precision, seeds
 
 
-def pick_device(name):
-    """The torch.device for --device. Raises UserError for one that is not there."""
+def pick_device(name, rank_timeout=30):
+    """The torch.device for --device, where this process has joined those that torchrun started; rank_timeout: see distributed.start.
+    Raises UserError for a device that is not there."""
     if name == 'auto':
         name = 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'
     try:
@@ -40,7 +42,7 @@ def pick_device(name):
     if processes > 1 and device.type == 'cuda' and int(os.environ['LOCAL_RANK']) >= torch.cuda.device_count():
         raise UserError(f'torchrun started process {os.environ["LOCAL_RANK"]} here, and there are {torch.cuda.device_count()} GPUs: '
                         'lower --nproc_per_node')
-    return distributed.start(device)
+    return distributed.start(device, rank_timeout)
 
 
 def keep_freed_memory():
@@ -208,8 +210,13 @@ def exact(tensor):
 class Means:
     """Means of named values over an epoch, summed on the device, and its seconds. Reading them is the only wait for the device."""
 
-    def __init__(self):
-        self.sums, self.count, self.start, self.seconds = {}, 0, time.time(), None
+    def __init__(self, kept=None, device=None):
+        """kept: what `state` gave before a run was stopped, to go on from there; device: that it was on."""
+        kept = kept or {'sums': {}, 'count': 0, 'seconds': 0.0}
+        kind = torch.float32 if device and device.type == 'mps' else torch.float64
+        share = distributed.world() if distributed.rank() == 0 else 0  # the first process takes all
+        self.sums = {name: torch.tensor(value, dtype=kind, device=device) * share for name, value in kept['sums'].items()}
+        self.count, self.start, self.seconds = kept['count'], time.time() - kept['seconds'], None
 
     def add(self, count, weight=1.0, **values):
         """values: means over this process's share of a batch of `count` images; weight: see distributed.own."""
@@ -217,15 +224,25 @@ class Means:
             self.sums[name] = self.sums.get(name, 0) + exact(value.detach()) * (count * weight)
         self.count += count
 
+    def state(self):
+        """For a checkpoint: the sums over all processes, the count, the seconds."""
+        sums = distributed.total(torch.stack(list(self.sums.values()))) / distributed.world()
+        return {'sums': dict(zip(self.sums, sums.tolist())), 'count': self.count, 'seconds': self.seconds or time.time() - self.start}
+
     def read(self):
         """name -> mean over all processes, as floats. Raises UserError when one is not finite."""
-        sums = distributed.total(torch.stack(list(self.sums.values()))) / distributed.world()
-        means = dict(zip(self.sums, (sums / self.count).tolist()))
-        self.seconds = self.seconds or time.time() - self.start  # until it is first read
-        for name, value in means.items():
-            if not math.isfinite(value):
-                raise UserError(f'{name} became {value}: lower --lr, or turn --amp off, under another name with --run')
+        state = self.state()
+        means = {name: value / self.count for name, value in state['sums'].items()}
+        self.seconds = state['seconds']  # until it is first read
+        check_finite(means)
         return means
+
+
+def check_finite(losses):
+    """Raises UserError for a loss, of a dict by name, that is not finite."""
+    for name, value in losses.items():
+        if not math.isfinite(value):
+            raise UserError(f'{name} became {value}: lower --lr, or turn --amp off, under another name with --run')
 
 
 @torch.no_grad()
@@ -241,6 +258,8 @@ def evaluate(net, split, normalise, device, amp, batch_size=None):
     net.eval()
     sums = exact(torch.zeros(2, device=device))  # of the loss, and of the correct answers
     for i in range(distributed.rank() * batch_size, len(split.labels), distributed.world() * batch_size):
+        if distributed.world() == 1:  # several need not have the same number of batches
+            stops.pause()
         labels = split.labels[i : i + batch_size].to(device)
         with autocast(device, amp):
             logits = net(normalise(split.images[i : i + batch_size].to(device))).float()

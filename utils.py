@@ -5,9 +5,12 @@ import io
 import json
 import operator
 import os
+import signal
 import sys
 import zlib
 from pathlib import Path
+
+from keep import stops
 
 SEAL = b', "crc32": "%08x"}\n'  # the end of a file, or of a line, that was written here: the checksum of all that is before
 
@@ -39,8 +42,19 @@ def first_process():
 
 
 def run_script(main, leave=lambda: None):
-    """Calls `main`, whose result is the exit code. A UserError becomes one line on stderr and exit code 2, an interrupt exit code 130.
+    """Calls `main`, whose result is the exit code. A UserError becomes one line on stderr and exit code 2, a signal 128 + its number.
     leave: called after main, and after an error that all processes of a group meet; see distributed.run_script."""
+    with stops.listening():
+        try:
+            code = _code_of(main, leave)
+        except KeyboardInterrupt as e:
+            if getattr(e, 'where', ''):  # all processes stop at the same step
+                leave()
+            code = interrupted(e)
+        sys.exit(code)
+
+
+def _code_of(main, leave):
     script = Path(sys.argv[0]).name
     if sys.stdout is None or sys.stderr is None:  # else the next file that is opened takes the place, and what is printed goes there
         sys.exit(2 if sys.stderr is None else fail(script, 'stdout is closed: send it to a file, such as with > log', local=True))
@@ -50,24 +64,22 @@ def run_script(main, leave=lambda: None):
     try:
         code = main()
         leave()
-        sys.exit(code)
+        return code
     except UserError as e:
         local = isinstance(e, LocalError)
         code = fail(script, str(e), local)
         if not local:  # else the others still wait for this process, and leaving could wait for them
             leave()
-        sys.exit(code)
+        return code
     except (MemoryError, RuntimeError) as e:  # torch's, on any device, is a RuntimeError
         if isinstance(e.__context__, KeyboardInterrupt):  # it fell into torch.save, whose own end then failed
-            sys.exit(interrupted(script))
+            return interrupted(e.__context__)
         if not isinstance(e, MemoryError) and not any(part in str(e) for part in ('out of memory', "can't allocate memory")):
             raise
-        sys.exit(fail(script, 'out of memory: lower --batch_size, or --width, or --workers', local=True))
-    except KeyboardInterrupt:
-        sys.exit(interrupted(script))
+        return fail(script, 'out of memory: lower --batch_size, or --width, or --workers', local=True)
     except BrokenPipeError:  # such as by `| head`: the reader has had enough
         drop_stdout()
-        sys.exit(141)
+        return 141
     except OSError as e:  # a disk, a folder or a permission that is gone; every file is written aside, so none is half
         code = fail(script, f'{e.filename or "a file, or stdout"}: {e.strerror or first_line(e)}: free space there, mend the folder or '
                     'the permission, or name another folder; what was written before is as it was', local=True)
@@ -75,7 +87,7 @@ def run_script(main, leave=lambda: None):
             sys.stdout.flush()
         except OSError:
             drop_stdout()
-        sys.exit(code)
+        return code
 
 
 def drop_stdout():
@@ -90,10 +102,8 @@ def fail(script, message, local=False):
     return 2
 
 
-def interrupted(script):
-    hint = ' with --resume' if script.endswith('-train.py') else ''
-    print(f'\n{script}: interrupted; the same command{hint} goes on', file=sys.stderr)
-    return 130
+def interrupted(error):
+    return stops.farewell(getattr(error, 'number', signal.SIGINT), getattr(error, 'where', ''))
 
 
 def bad_usage(message):

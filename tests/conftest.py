@@ -10,6 +10,8 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+import keep.stops  # noqa: F401  # here, and not by a script under test, whose signals it would take
+
 torch.set_num_threads(1)
 
 

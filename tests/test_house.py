@@ -6,7 +6,7 @@ import pytest
 from scripts import ROOT
 
 # a file imports from those before it alone
-ORDER = ['utils', 'recipes', 'distributed', 'training', 'resnet', 'lenet', 'generator', 'losses', 'networks', 'paper.figures',
+ORDER = ['keep.stops', 'utils', 'recipes', 'distributed', 'training', 'resnet', 'lenet', 'generator', 'losses', 'networks', 'paper.figures',
          'paper.board', 'arguments', 'wild.workers', 'wild.pixels', 'wild.reading', 'wild.decode', 'wild.sources', 'wild.kinds',
          'wild.demo', 'wild.pool', 'wild.classes', 'data', 'own.weights', 'own.spec', 'own.probe', 'own.teacher', 'own.student', 'runs',
          'selection', 'wild.make_pools', 'wild.stream', 'own.export', 'own.estimate', 'teacher-train', 'DFND-train', 'DAFL-train',
@@ -14,8 +14,8 @@ ORDER = ['utils', 'recipes', 'distributed', 'training', 'resnet', 'lenet', 'gene
          'bench.plain', 'bench.speed', 'bench.scale']
 # and, where one of these begins its name, from what begins with these
 ONLY = {**dict.fromkeys(('resnet', 'lenet', 'generator', 'losses'), ()), 'selection': ('utils', 'distributed', 'training'),
-        'paper.': ('utils', 'paper.'), 'report': ('utils', 'paper.'), 'reproduce': ('utils', 'recipes', 'paper.', 'wild.pool')}
-FILES = sorted(path for place in ('*.py', 'own/*.py', 'wild/*.py', 'paper/*.py', 'bench/*.py') for path in ROOT.glob(place))
+        'paper.': ('utils', 'paper.'), 'report': ('utils', 'paper.'), 'reproduce': ('keep.', 'utils', 'recipes', 'paper.', 'wild.pool')}
+FILES = sorted(path for place in ('*.py', 'keep/*.py', 'own/*.py', 'wild/*.py', 'paper/*.py', 'bench/*.py') for path in ROOT.glob(place))
 
 
 def imported(tree):

@@ -17,7 +17,7 @@ from data import MNIST
 from losses import noisy_nll
 from networks import build, load_network
 from runs import Run
-from training import Means, make_optimizer, rng, seed_init
+from training import make_optimizer, rng, seed_init
 from utils import read_json, read_json_lines, write_json
 
 CPU = torch.device('cpu')
@@ -30,7 +30,7 @@ def open_run(tmp_path, resume=False, name=None, measured=(), **settings):
     """A Run, as if the process of the one before were dead."""
     while OPENED:
         OPENED.pop().lock.release()
-    settings = {'tensorboard': False, 'seed': 0, 'lr': 0.1, 'epochs': 9, 'milestones': (0.4, 0.8), **settings}
+    settings = {'tensorboard': False, 'seed': 0, 'lr': 0.1, 'epochs': 9, 'save_minutes': 10, 'milestones': (0.4, 0.8), **settings}
     OPENED.append(Run(Settings(output_dir=str(tmp_path / 'runs'), run=name, resume=resume, **settings), 'MNIST-teacher', CPU, measured))
     return OPENED[-1]
 
@@ -149,20 +149,20 @@ def train(net, theta, optimizer, optimizer_theta, seed):
 
 
 def start(run, seed=0):
-    """A network with batch norms, a learned tensor, and an optimiser of each kind."""
+    """A network with batch norms, a learned tensor, and an optimiser of each kind; and where the run goes on."""
     seed_init(seed)
     net, theta = build('resnet18', 8, 10, 1), torch.zeros(10, 9, requires_grad=True)
     state = dict(optimizer=make_optimizer('sgd', net.parameters(), 0.1), theta=theta,
                  optimizer_theta=torch.optim.Adam([theta], lr=0.01))
-    epoch, step = run.start('student', net, MNIST.facts('MNIST', 'resnet18', 8), **state)
-    return net, state, epoch, step
+    run.start('student', net, MNIST.facts('MNIST', 'resnet18', 8), **state)
+    return net, state, run.epoch, run.step
 
 
-def end_epoch(run, epoch, top1, loss=1.0):
-    means = Means()
-    means.add(8, loss=torch.tensor(loss))
-    means.seconds = 2.0
-    run.end_epoch(epoch, 10 * epoch, 0.1, means, (None, None) if top1 is None else (0.5, top1))
+def end_epoch(run, top1, loss=1.0):
+    run.step += 9
+    run.step_done(8, 1.0, 0.1, loss=torch.tensor(loss))
+    run.means.seconds = 2.0
+    run.end_epoch((None, None) if top1 is None else (0.5, top1))
 
 
 def rows_of(run):
@@ -174,7 +174,7 @@ def test_resume_restores_network_optimisers_and_tensor_bit_by_bit(tmp_path):
     net, state, epoch, step = start(run)
     assert (epoch, step) == (0, 0)
     train(net.train(), **state, seed=1)
-    end_epoch(run, 1, 50.0)
+    end_epoch(run, 50.0)
     train(net, **state, seed=2)
 
     again = open_run(tmp_path, resume=True)
@@ -191,13 +191,14 @@ def test_resume_restores_network_optimisers_and_tensor_bit_by_bit(tmp_path):
 def test_rows_that_the_saved_state_does_not_know_are_dropped(extra, saved, tmp_path):
     run = open_run(tmp_path)
     start(run)
-    for epoch in range(1, saved + 1):
-        end_epoch(run, epoch, 50.0)
+    for _ in range(saved):
+        run.saving = 0.0  # or it would come too soon after the last
+        end_epoch(run, 50.0)
     with open(run.folder / 'metrics.jsonl', 'a') as f:
         f.write(extra)  # killed between the row and the state
     again = open_run(tmp_path, resume=True)
     assert start(again)[2:] == (saved, 10 * saved)
-    end_epoch(again, saved + 1, 55.0)
+    end_epoch(again, 55.0)
     assert [row['epoch'] for row in rows_of(again)] == list(range(1, saved + 2))
 
 
@@ -207,7 +208,7 @@ def test_last_and_best_networks_are_kept_with_their_own_accuracy(tmp_path, capsy
     for epoch, top1 in enumerate((50.0, 70.0, 60.0), 1):
         nn.init.normal_(net.linear.weight)
         weights[top1] = net.linear.weight.detach().clone()
-        end_epoch(run, epoch, top1, loss=epoch / 4)
+        end_epoch(run, top1, loss=epoch / 4)
     capsys.readouterr()
     run.finish('test', steps=30)
     for name, top1 in (('student.pt', 60.0), ('student-best.pt', 70.0)):
@@ -229,11 +230,11 @@ def test_a_resumed_run_keeps_the_best_and_the_seconds_of_its_first_sitting(first
     run = open_run(tmp_path)
     start(run)
     run.started = time.time() - 100
-    end_epoch(run, 1, first)
+    end_epoch(run, first)
     again = open_run(tmp_path, resume=True)
     start(again)
     if last:
-        end_epoch(again, 2, last)
+        end_epoch(again, last)
     again.finish('test')
     result = read_json(again.folder / 'result.json')
     assert (result['top1'], result['top1_best']) == (last, best) and 100 <= result['seconds'] < 130
