@@ -202,9 +202,13 @@ def test_a_failing_script_is_named(tmp_path, reproduce):
 
 
 def start(folder, *words):
-    # a shell that runs the tests in the background has interrupts ignored, and children inherit that
+    # a shell that runs the tests in the background has signals ignored, and children inherit that
+    def preexec():
+        for number in (signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
+
     return scripts.start(ROOT / 'reproduce.py', *words, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                         start_new_session=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+                         start_new_session=True, preexec_fn=preexec)
 
 
 def wait_for(path, lines, process):
