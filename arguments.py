@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 from paper.board import check_packages
 from training import OPTIMIZERS, SCHEDULES
-from utils import fail, say
+from utils import expand_home, fail, say
 
 # flags of the published files that have no like here, and what to give instead
 PUBLISHED_FLAGS = {'--use_ori': '--transfer_set original distils on the original images'}
@@ -28,6 +28,9 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, description):
         super().__init__(description=description, allow_abbrev=False, formatter_class=HelpFormatter)
+
+    def parse_args(self, *words):
+        return expand_home(super().parse_args(*words))
 
     def error(self, message):
         unknown = message.removeprefix('unrecognized arguments: ')

@@ -22,7 +22,7 @@ from typing import NamedTuple
 from paper.results import HOW, publish, settings_of
 from paper.rows import BUDGETS, DFND, KIND, POOLS, ROWS, SEEDS, SHARES, STUDY, TABLE1, TEACHER, WORDS, Row, gpu_hours
 from recipes import PUBLISHED_ACC
-from utils import UserError, bad_usage, read_json, run_script
+from utils import UserError, bad_usage, expand_home, read_json, run_script
 
 HERE = Path(__file__).resolve().parent
 OWN = ('--dataset', '--seed', '--run', '--output_dir', '--teacher_dir', '--max_minutes')  # each run is given its own
@@ -179,7 +179,7 @@ def parse(words):
                         'command goes on, so that a loop of a shell makes the table in slices')
     parser.add_argument('--publish', metavar='DIR', help='write each finished run as a line of DIR/<dataset>-<scale>.jsonl')
     parser.add_argument('--tflops', type=float, default=50, help="a GPU's speed in the arithmetic of --scale full (default: 50)")
-    args = parser.parse_args(words)
+    args = expand_home(parser.parse_args(words))
     kind, scales = KIND[args.dataset], [scale for kind, scale in BUDGETS if kind == KIND[args.dataset]]
     if args.table != 'table1' and kind not in STUDY:
         raise UserError(f'no {args.table} of {args.dataset}: --dataset is one of {", ".join(d for d in KIND if KIND[d] in STUDY)}')

@@ -106,6 +106,16 @@ def interrupted(error):
     return stops.farewell(getattr(error, 'number', signal.SIGINT), getattr(error, 'where', ''))
 
 
+def expand_home(args):
+    """The parsed arguments with ~ as the home folder, which a shell leaves alone in --flag=~/folder."""
+    for key, value in vars(args).items():
+        if isinstance(value, str):
+            setattr(args, key, os.path.expanduser(value))
+        elif isinstance(value, list):
+            setattr(args, key, [os.path.expanduser(x) if isinstance(x, str) else x for x in value])
+    return args
+
+
 def bad_usage(message):
     """Instead of an ArgumentParser's `error`: a wrong flag is a user's error as any other."""
     raise UserError(f'{message}: --help lists the flags')
@@ -177,6 +187,13 @@ def checked(path, must=False):
     with open(path, 'rb') as file:
         content_size(file, path, must)
     return path
+
+
+def read_seal(path):
+    """The last bytes of a file, which hold its checksum."""
+    with open(path, 'rb') as file:
+        file.seek(-len(SEAL % 0), os.SEEK_END)
+        return file.read()
 
 
 def content_size(file, name, must=False):

@@ -2,7 +2,9 @@
 
 import errno
 import fcntl
+import itertools
 import json
+import signal
 import subprocess
 import time
 
@@ -14,10 +16,11 @@ from torch import nn
 import runs
 from arguments import Settings
 from data import MNIST
+from keep import stops
 from losses import noisy_nll
 from networks import build, load_network
 from runs import Run
-from training import make_optimizer, rng, seed_init
+from training import Means, make_optimizer, rng, seed_init
 from utils import read_json, read_json_lines, write_json
 
 CPU = torch.device('cpu')
@@ -122,6 +125,37 @@ def test_resume_with_another_setting_is_refused_by_name(change, named, tmp_path)
     assert all(part in text for part in (*named, '--run NAME'))
 
 
+def test_every_setting_that_changed_is_named(tmp_path):
+    open_begun(tmp_path, T=4.0)
+    text = error_of(open_run, tmp_path, resume=True, T=2.0, lr=0.2)
+    assert all(part in text for part in ('lr=0.1', 'lr=0.2', 'T=4.0', 'T=2.0'))
+
+
+@pytest.mark.parametrize('schedule, old, new, longer', [
+    ('constant', (9, None), (12, None), True), ('constant', (9, 90), (12, 120), True), ('linear', (9, None), (12, None), False),
+    ('constant', (9, None), (8, None), False), ('constant', (9, 85), (12, 120), False)])  # 85 steps end in the middle of an epoch
+def test_a_run_can_be_made_longer_where_its_first_epochs_stay_the_same(schedule, old, new, longer, tmp_path):
+    run = open_begun(tmp_path, schedule=schedule, epochs=old[0], steps=old[1])
+    write_json(run.folder / 'result.json', {'epochs': old[0]})
+    again = dict(resume=True, schedule=schedule, epochs=new[0], steps=new[1])
+    if longer:
+        assert not open_run(tmp_path, **again).finished() and config_of(run)['settings']['epochs'] == new[0]
+    else:
+        assert 'epochs' in error_of(open_run, tmp_path, **again)
+
+
+@pytest.mark.parametrize('restart, torchrun, goes_on', [('1', 'one', True), ('0', 'one', False), ('1', 'another', False)])
+def test_what_torchrun_starts_again_goes_on_without_resume(restart, torchrun, goes_on, tmp_path, monkeypatch):
+    monkeypatch.setenv('TORCHELASTIC_RUN_ID', 'one')
+    open_begun(tmp_path)
+    monkeypatch.setenv('TORCHELASTIC_RUN_ID', torchrun)
+    monkeypatch.setenv('TORCHELASTIC_RESTART_COUNT', restart)
+    if goes_on:
+        assert open_run(tmp_path).folder
+    else:
+        assert '--resume' in error_of(open_run, tmp_path)
+
+
 def test_resume_elsewhere_is_the_same_run_and_keeps_what_was_measured(tmp_path):
     open_begun(tmp_path, workers=4, device='cuda', data='a', cache_dir='b', teacher_acc=0.98)
     here = dict(workers=0, device='cpu', data='c', cache_dir='d', teacher_acc=0.97)
@@ -184,6 +218,46 @@ def test_resume_restores_network_optimisers_and_tensor_bit_by_bit(tmp_path):
     assert state2['theta'].requires_grad and state2['theta'].abs().max() > 0
     assert torch.equal(state['theta'], state2['theta'])
     assert all(torch.equal(v, net2.state_dict()[k]) for k, v in net.state_dict().items())
+
+
+def test_a_run_saves_so_often_and_for_no_more_than_a_fiftieth_of_its_time(tmp_path, monkeypatch):
+    """By a clock that a step moves on by a second, and a save by three."""
+    run, clock, saves = open_run(tmp_path, save_minutes=1), [0.0], []
+    monkeypatch.setattr(runs.time, 'monotonic', lambda: clock[0])
+    start(run)
+
+    def slow_save(content, file):
+        saves.append(clock[0])
+        clock[0] += 3
+
+    monkeypatch.setattr(torch, 'save', slow_save)
+    for _ in range(1000):
+        clock[0] += 1
+        run.step_done(8, 1.0, 0.1, loss=torch.tensor(1.0))
+    assert saves[0] == 60 and {b - a for a, b in itertools.pairwise(saves)} == {153}  # 50 times 3, and these 3
+
+
+@pytest.mark.parametrize('stopped', [1, 7])  # of the 7 steps of an epoch
+def test_a_stop_inside_an_epoch_keeps_the_place_and_the_means(stopped, tmp_path, monkeypatch):
+    run = open_run(tmp_path)
+    start(run)
+    end_epoch(run, 50.0)
+    losses = torch.rand(7, generator=rng(0, 'losses'))
+    with pytest.raises(stops.Stopped) as stop:
+        for number, loss in enumerate(losses[:stopped], 1):
+            monkeypatch.setattr(stops, 'asked', lambda last=number == stopped: signal.SIGTERM if last else 0)
+            run.step_done(8, 1.0, 0.1, loss=loss)
+    assert stop.value.number == signal.SIGTERM and f'step {10 + stopped}' in stop.value.where
+    monkeypatch.undo()
+    again = open_run(tmp_path, resume=True)
+    start(again)
+    assert (again.epoch, again.step, again.done, again.lr) == (1, 10 + stopped, stopped, 0.1) and next(again.epochs()) == 2
+    for loss in losses[stopped:]:
+        again.step_done(8, 1.0, 0.1, loss=loss)
+    whole = Means()
+    for loss in losses:
+        whole.add(8, 1.0, loss=loss)
+    assert again.means.read() == whole.read() and again.means.count == whole.count
 
 
 @pytest.mark.parametrize('extra', [json.dumps({'epoch': 3}) + '\n', '{"epoch": 3, "st', ''])

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import hashlib
 import io
 import itertools
 import os
@@ -15,7 +16,7 @@ from torchvision import datasets
 
 import distributed
 from training import free_memory
-from utils import UserError, first_line, say
+from utils import UserError, first_line, read_seal, say
 from wild import demo
 from wild.decode import Part, decode_dataset, decode_files, jobs_of
 from wild.reading import Decoder, decode_job
@@ -67,6 +68,13 @@ class Pool:
             return self.take(chosen).to(device)
         say(f'the {len(chosen)} images of {self.name} are more than half of the free memory, so they are read from the cache')
         return Reader(self, chosen)
+
+    def digest(self):
+        """Of what the pool holds, and in which order, whatever its name and those of its images: by the checksums of its parts."""
+        digest = hashlib.sha256()
+        for part in self.parts:
+            digest.update(read_seal(part.file))
+        return digest.hexdigest()
 
     def names(self):
         """An iterator of the path, 'shard#key' or 'set[index]' of every image, in order."""

@@ -201,3 +201,19 @@ def test_a_signal_saves_and_says_how_to_go_on(number, stage, folder, tally, trie
             t.tried(good, f'{run} after {at:.2f} s: {code} {process.step} {saved} {told}')
             if t.tries == stops:
                 break
+
+
+def test_a_pool_is_known_by_what_it_holds(folder, monkeypatch):
+    """Moved, it is the same; with the names of the same and other pixels it is not."""
+    args = (*COMMON, '--teacher', 'teacher', '--num_select', 20, '--epochs', 1, '--run', 'moved')
+    for name in ('there', 'elsewhere', 'other'):
+        (folder / name).mkdir()
+        for path in sorted((folder / 'wild').iterdir())[:60]:
+            with Image.open(path) as image:
+                (image.transpose(Image.FLIP_LEFT_RIGHT) if name == 'other' else image).save(folder / name / path.name)
+    scripts.run('DFND-train.py', *args, '--wild', 'there', '--score_only', cwd=folder)
+    line = scripts.error(scripts.run('DFND-train.py', *args, '--wild', 'other', '--resume', cwd=folder, code=2))
+    assert 'wild pool is not the one' in line and '--run NAME' in line
+    monkeypatch.setenv('HOME', str(folder))
+    done = scripts.run('DFND-train.py', *args, '--output_dir=~/runs', '--wild', '~/elsewhere', '--resume', cwd=folder)
+    assert scripts.result(done)['num_select'] == 20 and not (folder / '~').exists()
