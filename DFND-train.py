@@ -27,7 +27,7 @@ from own.student import make_student, run_name
 from own.teacher import Wanted, load_teacher, own_info
 from runs import Run, print_result
 from selection import SELECT, Rule, score, score_and_select, worth_keeping
-from utils import UserError, progress, say, warn
+from utils import UserError, progress, say, warn, written_aside
 from wild.pool import Wild, open_pool, open_stream
 from wild.reading import Decoder
 from wild.stream import stream_and_select
@@ -265,7 +265,8 @@ def main():
 
     # ---------------------------------------------------------------- result
     if 'nll' in s.loss and distributed.rank() == 0:
-        np.save(run.folder / 'adaptation.npy', log_adaptation_matrix(theta, s.teacher_acc).exp().detach().cpu().numpy())
+        with written_aside(run.folder / 'adaptation.npy') as file:
+            np.save(file, log_adaptation_matrix(theta, s.teacher_acc).exp().detach().cpu().numpy())
     per_epoch = -(-s.num_select // s.batch_size)
     seen = (run.step // per_epoch) * s.num_select + (run.step % per_epoch) * s.batch_size
     facts['images_seen'] = seen

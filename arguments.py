@@ -2,7 +2,6 @@
 
 import argparse
 import difflib
-import math
 import os
 import sys
 from types import SimpleNamespace
@@ -45,13 +44,13 @@ def nearest(word, names):
     return ''.join(f'did you mean {name}?' for name in difflib.get_close_matches(word, names, n=1))
 
 
-def at_least(kind, low, strict=False):
-    """An argparse type: a number of `kind`, not below `low` (above it, where `strict`)."""
+def at_least(kind, low, strict=False, high=10**9):
+    """An argparse type: a number of `kind`, not below `low` (above it, where `strict`), and not above `high`."""
 
     def parse(text):
         value = kind(text)
-        if not (value > low or (value == low and not strict)) or math.isinf(value):
-            raise argparse.ArgumentTypeError(f'{text} is not {"above" if strict else "at least"} {low}')
+        if not (low < value <= high or (value == low and not strict)):
+            raise argparse.ArgumentTypeError(f'{text:.40} is not {"above" if strict else "at least"} {low} and at most {high:,}')
         return value
 
     parse.__name__ = kind.__name__
@@ -88,7 +87,7 @@ def add_common_arguments(parser, datasets):
     g.add_argument('--rank_timeout', type=at_least(float, 5), default=30, metavar='S', help='under torchrun: end when another process '
                    'gives no sign of life for S seconds')
     g.add_argument('--cache_dir', default='cache', metavar='DIR', help='keeps decoded images; delete it to free the space')
-    g.add_argument('--workers', type=at_least(int, 0), default=min(os.cpu_count() or 1, 8), metavar='N',
+    g.add_argument('--workers', type=at_least(int, 0, high=1024), default=min(os.cpu_count() or 1, 8), metavar='N',
                    help='processes that decode images; 0 decodes in this one, without the limits on time and memory')
     g.add_argument('--decode_pixels', type=at_least(int, 1), default=50_000_000, metavar='N', help='images of more pixels are skipped')
     g.add_argument('--decode_seconds', type=at_least(float, 0, strict=True), default=10, metavar='S',
@@ -127,13 +126,13 @@ def add_teacher_arguments(parser):
                    'TorchScript, .pt2, .onnx), or a builder with --teacher_weights: resnet34, torchvision:NAME, timm:NAME, hub:DIR:ENTRY, '
                    'file.py:FUNCTION (default: --output_dir); see docs/your-own.md')
     g.add_argument('--teacher_weights', metavar='FILE', help="a builder's state dict, in any of the forms that people save")
-    g.add_argument('--teacher_width', type=at_least(int, 1), help="of our ResNets (default: the weights')")
+    g.add_argument('--teacher_width', type=at_least(int, 1, high=2**16), help="of our ResNets (default: the weights')")
     g.add_argument('--teacher_output', choices=('logits', 'probabilities', 'log_probabilities'),
                    help='checks what the teacher gives; found by a probe unless given')
-    g.add_argument('--mean', nargs='+', type=float, metavar='X', help="of the pixels that the teacher was trained on, in 0..1, one a "
-                   "channel; needed where neither the teacher's file nor its builder nor --dataset says it")
+    g.add_argument('--mean', nargs='+', type=at_least(float, -(10**9)), metavar='X', help="of the pixels that the teacher was trained on, "
+                   "in 0..1, one a channel; needed where neither the teacher's file nor its builder nor --dataset says it")
     g.add_argument('--std', nargs='+', type=at_least(float, 0, strict=True), metavar='X', help='as --mean')
-    g.add_argument('--size', '--img_size', type=at_least(int, 1),
+    g.add_argument('--size', '--img_size', type=at_least(int, 1, high=2**14),
                    help="of the teacher's images (default: its file's, its builder's or found by a probe)")
     g.add_argument('--channels', choices=('1', '3', 'bgr'), help='bgr: three, blue first, with --mean and --std in that order')
     g.add_argument('--class_names', nargs='+', metavar='NAME', help='in the order of the outputs, or a text file with one a line')
@@ -144,7 +143,7 @@ def add_student_arguments(g):
     g.add_argument('--student', '--arch', dest='arch', metavar='SPEC', help='resnet18, lenet5half, a network file of ours, or a builder '
                    "as of --teacher; auto, the default: LeNet-5-Half or ResNet-18, smaller than the teacher")
     g.add_argument('--student_weights', metavar='FILE', help='a state dict to start from, such as of a pruned network')
-    g.add_argument('--width', type=at_least(int, 1), help="a ResNet student's width (default: the teacher's)")
+    g.add_argument('--width', type=at_least(int, 1, high=2**16), help="a ResNet student's width (default: the teacher's)")
     g.add_argument('--export', metavar='FORMATS', help='also write the student as onnx, pt2 or onnx,pt2, for use without this code')
     g.add_argument('--export_normalise', action=argparse.BooleanOptionalAction, default=True,
                    help='put mean and std into the exported file, so that it takes images in 0..1')

@@ -107,7 +107,8 @@ def write_tables(args, runs, out):
     tables += [make_tables(runs, ids, 'study') for ids in studies]
     print('\n'.join(tables))
     out.mkdir(parents=True, exist_ok=True)
-    (out / 'table.md').write_text('\n'.join(tables), encoding='utf-8')
+    with written_aside(out / 'table.md', 'w', encoding='utf-8') as file:
+        file.write('\n'.join(tables))
     if not args.no_figures:
         from paper.figures import draw_figures
 

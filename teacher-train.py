@@ -28,10 +28,10 @@ def parse():
     g = arguments.add_common_arguments(parser, DATASETS)
     g.add_argument('--arch', type=arguments.name_in(ARCHS), metavar='NAME',
                    help=f"the data set's teacher (LeNet-5, ResNet-34) unless given: one of {', '.join(ARCHS)}")
-    g.add_argument('--width', type=at_least(int, 1),
+    g.add_argument('--width', type=at_least(int, 1, high=2**16),
                    help="channels of a ResNet's first stage: 64 as published; 16 and 32 make CPU runs possible")
-    g.add_argument('--size', type=at_least(int, 8), default=SIZE, help='images are resized to size x size: up to 64 squeezed to a square, '
-                   'above by the short side and cut; our ResNets are made for 32 and 64, and slow from 128 on')
+    g.add_argument('--size', type=at_least(int, 8, high=2**14), default=SIZE, help='images are resized to size x size: up to 64 squeezed '
+                   'to a square, above by the short side and cut; our ResNets are made for 32 and 64, and slow from 128 on')
     g.add_argument('--channels', type=int, choices=(1, 3), help='with --dataset folder: 1, grey, or 3, colour (default: 3 unless all '
                    'training images are grey)')
     g.add_argument('--recipe', choices=recipes.TEACHER, help='the settings of every flag that is not given: published; short: ours, for '

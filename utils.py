@@ -98,7 +98,7 @@ def drop_stdout():
 def fail(script, message, local=False):
     """One line on stderr; returns exit code 2. local: from this process, whichever of several it is."""
     if local or first_process():
-        print(f'{script}: error: {" ".join(message.split())}', file=sys.stderr, flush=True)
+        print(f'{script}: error: {harmless(" ".join(message.split()))}', file=sys.stderr, flush=True)
     return 2
 
 
@@ -132,10 +132,16 @@ def progress(iterable=None, total=None, unit='img', **kw):
 def say(line, file=None):
     """A plain line on stdout, above any bar; from one process of several."""
     if first_process():
+        line = harmless(line)
         tqdm = sys.modules.get('tqdm')  # where nobody has loaded it, there is no bar
         file = file or sys.stdout
         (tqdm.tqdm.write if tqdm else print)(line, file=file)
         file.flush()
+
+
+def harmless(text):
+    """A text without letters that would move a terminal's cursor, or colour it: names come off the web."""
+    return ''.join(c if c.isprintable() or c in '\n\t' else repr(c)[1:-1] for c in text)
 
 
 def warn(line):
@@ -145,9 +151,9 @@ def warn(line):
 @contextlib.contextmanager
 def written_aside(path, mode='wb', previous=None, **kw):
     """Opens a file beside `path`, which takes that name once it is written and on the disk: a reader, or a run killed in the middle,
-    never meets half a file. Every file is written by this function. A binary one gets its checksum at its end, which torch, numpy and
-    zip readers pass over; see `checked`. previous: a name for the file that was there before. Raises FileError, with that file as it
-    was."""
+    never meets half a file. Every file is written by this function. With the mode wb it gets its checksum at its end, which torch,
+    numpy and zip readers pass over, see `checked`; w and w+b are for files that people and other programs read. previous: a name for the
+    file that was there before. Raises FileError, with that file as it was."""
     path = Path(path)
     partial = path.with_name(path.name + '.partial')
     try:
@@ -165,7 +171,7 @@ def written_aside(path, mode='wb', previous=None, **kw):
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
         cause = e if isinstance(e, OSError) else e.__context__  # torch.save ends with a RuntimeError of its own
-        if not isinstance(cause, OSError) or isinstance(e, UserError):
+        if not isinstance(cause, OSError) or isinstance(e, UserError) or not isinstance(e, Exception):
             raise
         raise FileError(f'{path} can not be written ({cause.strerror or cause}): free space there, or mend the folder. What was there '
                         'before is as it was') from None

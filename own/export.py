@@ -16,7 +16,7 @@ from torch import nn
 from networks import count_multiply_adds, count_parameters
 from own.probe import scores
 from own.spec import open_file
-from utils import UserError, first_line, say, warn
+from utils import FileError, UserError, first_line, say, warn, written_aside
 
 FORMATS = ('onnx', 'pt2')
 TOLERANCE = 1e-4  # of a logit, times the greatest logit where that is above 1
@@ -72,8 +72,10 @@ def export(folder, student, teacher, images, settings):
     for name in settings.export:
         path = Path(folder) / f'student.{name}'
         try:
-            with quiet():
-                WRITE[name](whole, pixels[:2].clone(), path)  # a view would take all images into the file
+            with quiet(), written_aside(path, 'w+b') as file:
+                WRITE[name](whole, pixels[:2].clone(), file)  # a view would take all images into the file
+        except FileError:
+            raise
         except Exception as e:  # whatever a tracer raises for a network of others
             raise UserError(f'the student can not be exported to {name} ({first_line(e)}). Its code must hold for any '
                             'number of images: x.flatten(1) or x.size(0), not len(x). The training is kept: leave '
@@ -99,14 +101,15 @@ def infer(call, pixels):
     return torch.cat([call(some) for some in pixels.split(250)])
 
 
-def write_pt2(net, example, path):
+def write_pt2(net, example, file):
     program = torch.export.export(net, (example,), dynamic_shapes=({0: torch.export.Dim('batch')},))
-    torch.export.save(program, path)
+    torch.export.save(program, file)
 
 
-def write_onnx(net, example, path):
-    torch.onnx.export(net, (example,), path, dynamo=True, dynamic_shapes=({0: torch.export.Dim('batch')},), input_names=['images'],
-                      output_names=['logits'], external_data=False)
+def write_onnx(net, example, file):
+    program = torch.onnx.export(net, (example,), dynamo=True, dynamic_shapes=({0: torch.export.Dim('batch')},), input_names=['images'],
+                                output_names=['logits'])
+    file.write(program.model_proto.SerializeToString())
 
 
 WRITE = {'onnx': write_onnx, 'pt2': write_pt2}

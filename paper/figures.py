@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 from matplotlib.figure import Figure
 
-from utils import checked, warn
+from utils import checked, warn, written_aside
 
 COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000', '#999999')
 STYLES = ('-', '--', ':', '-.', (0, (8, 2)), (0, (3, 1, 1, 1, 1, 1)))
@@ -160,4 +160,5 @@ def draw_figures(groups, out):
                 warn(f'{path.name} not drawn: no finished run on {dataset} holds {file}')
             else:
                 draw(fig, rows, run)
-                fig.savefig(path, dpi=120)
+                with written_aside(path, 'w+b') as image:
+                    fig.savefig(image, dpi=120)

@@ -2,10 +2,12 @@
 
 import itertools
 import math
+import re
 import statistics
 
 from paper.results import differences, entries, method_row
 from paper.rows import POOLS, RULES, SHARES, SOURCE
+from utils import harmless
 
 
 def make_tables(runs, ids=(), kind='table1'):
@@ -18,8 +20,13 @@ def make_tables(runs, ids=(), kind='table1'):
 
 def markdown(head, texts, lines):
     """A table's lines of Markdown. texts: how many of its columns, from the left, are words and not numbers."""
-    rows = ['| ' + ' | '.join(str(cell).replace('|', '\\|') for cell in line) + ' |' for line in [head, *lines]]
+    rows = ['| ' + ' | '.join(map(plain, line)) + ' |' for line in [head, *lines]]
     return [rows[0], '|' + '---|' * texts + '---:|' * (len(head) - texts), *rows[1:], '']
+
+
+def plain(cell):
+    """A cell in which a run's or a folder's name is neither Markdown nor HTML, nor moves a terminal's cursor."""
+    return re.sub(r'[|`\[\\<]', lambda found: '&lt;' if found[0] == '<' else '\\' + found[0], harmless(' '.join(str(cell).split())))
 
 
 def short(number):
@@ -43,7 +50,7 @@ def top1_cells(entry):
 
 def make_table(dataset, rows):
     head, lines, facts = table1(dataset, rows)
-    return '\n'.join([f'**{dataset}**', '', *markdown(head, 2, lines), facts, '', *order_seen(rows)])
+    return '\n'.join([f'**{plain(dataset)}**', '', *markdown(head, 2, lines), plain(facts), '', *order_seen(rows)])
 
 
 def table1(dataset, rows):
@@ -117,7 +124,8 @@ def make_study(dataset, rows):
         lines.append([entry.row.name, last, paired_difference(entry, base), *others, f'{seen[0]:,}' if seen else '-'])
     head = ['row', 'top-1, last (mean ± std)', f'difference to {base.row.name}, paired by seed (mean ± standard error)', 'top-1, best', 'n',
             'images seen']
-    return '\n'.join([f'**{dataset}**, wild pool: {pools(runs)}.{teachers(runs)}', '', *markdown(head, 1, lines), *selections(rows)])
+    facts = f'**{plain(dataset)}**, wild pool: {plain(pools(runs))}.{teachers(runs)}'
+    return '\n'.join([facts, '', *markdown(head, 1, lines), *selections(rows)])
 
 
 def paired_difference(entry, base):
@@ -146,7 +154,7 @@ def make_pools(dataset, rows):
     facts = (f'{kept[0]:,} of {runs[0].result["wild_images"]:,} images selected, {seen[-1]:,} seen by a student ({runs[0].result["arch"]}, '
              f'width {runs[0].result["width"]}), {seeds} seeds a cell.{teachers(runs)}')
     tables = [markdown([f'{what}; other kinds:', *(f'{share} %' for share in SHARES)], 1, body) for what, body in lines.items()]
-    return '\n'.join([f'**{dataset}**: {facts}', '', *itertools.chain.from_iterable(tables)])
+    return '\n'.join([f'**{plain(dataset)}**: {plain(facts)}', '', *itertools.chain.from_iterable(tables)])
 
 
 def make_trials(dataset, rows):
@@ -154,7 +162,7 @@ def make_trials(dataset, rows):
     lines = [[entry.row.id, *(f'{entry.mean(key):.2f}' for key in ('agreement', 'agreement_original', 'top1')), len(entry.runs)]
              for entry in rows]
     head = ['change', 'agreement on held-out wild images', 'on original training images', 'top-1', 'n']
-    return '\n'.join([f'**{dataset}**, {rows[0].runs[0].result["images_seen"]:,} images seen', '', *markdown(head, 1, lines)])
+    return '\n'.join([f'**{plain(dataset)}**, {rows[0].runs[0].result["images_seen"]:,} images seen', '', *markdown(head, 1, lines)])
 
 
 def selections(rows):

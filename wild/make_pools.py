@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from utils import UserError, bad_usage, run_script, say
+from utils import UserError, bad_usage, run_script, say, written_aside
 from wild.kinds import SIZE, coloured, noise, page, texture
 from wild.sources import find_images
 
@@ -74,7 +74,8 @@ def main():
         if wrong > len(others) or args.size - wrong > len(relevant):
             raise UserError(f'a pool with {share} % of other kinds needs {args.size - wrong} relevant images and {wrong} others, and there '
                             f'are {len(relevant)} and {len(others)}: lower --size, or name more folders')
-        (out / f'share-{share:02}.txt').write_text('\n'.join(relevant[: args.size - wrong] + others[:wrong]) + '\n')
+        with written_aside(out / f'share-{share:02}.txt', 'w') as file:
+            file.write('\n'.join(relevant[: args.size - wrong] + others[:wrong]) + '\n')
     say(f'{len(args.shares)} pools of {args.size} in {out}: {len(relevant)} relevant images; ' + ', '.join(
         f'{Path(kind).name} {len(paths)}' for kind, paths in kinds.items()))
 
