@@ -151,7 +151,7 @@ class Run:
         self.kind, self.net, self.facts = kind, net, facts
         self.state = {'net': net, **state}
         self.top1 = self.best = self.lr = None
-        self.epoch = self.step = self.done = 0  # finished epochs, all steps, and steps of the epoch that has begun
+        self.epoch = self.step = self.done = self.good = 0  # finished epochs, all steps, those of this epoch, and those that were saved
         self.means = training.Means()
         self.saved, self.saving = time.monotonic(), 0.0  # when, and how many seconds that took
         last, metrics = self._saved(), self.folder / 'metrics.jsonl'
@@ -166,6 +166,7 @@ class Run:
                 with torch.no_grad():
                     value.copy_(last[name])
         self.top1, self.best, self.before, self.epoch, self.step = (last[k] for k in ('top1', 'best', 'seconds', 'epoch', 'step'))
+        self.good = self.step
         if inside := last.get('inside'):
             self.done, self.lr, self.means = inside['done'], inside['lr'], training.Means(inside['means'], self.device)
         if distributed.rank() == 0:
@@ -205,7 +206,14 @@ class Run:
         """Counts a step, and saves or stops where that is due. See training.Means.add. lr: the learning rate of the step."""
         self.means.add(count, weight, **losses)
         self.step, self.done, self.lr = self.step + 1, self.done + 1, lr
+        if self.done % training.CHECKED == 0:
+            self._check()
         self._pause()
+
+    def _check(self):
+        """Raises UserError where a loss or a weight is not finite; all processes call it at the same step."""
+        good = f'the last good state is {self.folder / SAVED[0]}, of step {self.good}' if self.good else 'nothing was saved before'
+        training.check_finite(self.means.state()['sums'], self.net.parameters(), f'by step {self.step} ({good})')
 
     def _pause(self):
         asked = self.agreement.ask(stops.asked(), self._due(60 * self.settings.save_minutes))
@@ -222,24 +230,24 @@ class Run:
         return distributed.rank() == 0 and time.monotonic() - self.saved >= max(seconds, 50 * self.saving)
 
     def _save(self):
-        """Writes last.pt; all processes call it at the same step. Raises UserError where a loss is not finite."""
+        """Writes last.pt; all processes call it at the same step. See `_check`."""
         begun, inside = time.monotonic(), None
         if self.done:
+            self._check()
             inside = {'done': self.done, 'lr': self.lr, 'means': self.means.state()}
-            training.check_finite(inside['means']['sums'])
         if distributed.rank() == 0:
             state = {k: v.state_dict() if hasattr(v, 'state_dict') else v.detach() for k, v in self.state.items()}
             last, previous = (self.folder / name for name in SAVED)
             with written_aside(last, previous=previous) as file:
                 torch.save({'epoch': self.epoch, 'step': self.step, 'inside': inside, 'top1': self.top1, 'best': self.best,
                             'seconds': self.seconds(), **state}, file)
-        self.saved = time.monotonic()
+        self.saved, self.good = time.monotonic(), self.step
         self.saving = self.saved - begun
 
     def end_epoch(self, test, agreement=None):
-        """Logs the epoch as a row of metrics.jsonl and a line, keeps the best network, and writes last.pt, where the last save is not
-        too near. test: (loss, top-1 in percent) on the test data, or a pair of None without any. agreement: with the teacher, in
-        percent."""
+        """Logs the epoch as a row of metrics.jsonl and a line, keeps the best network, and saves, where the last save is not too near.
+        test: (loss, top-1 in percent) on the test data, or a pair of None without any. agreement: in percent."""
+        self._check()
         test_loss, self.top1 = test
         losses = self.means.read()
         self.epoch, self.done, last = self.epoch + 1, 0, self.epoch + 1 == self.settings.epochs

@@ -230,19 +230,27 @@ class Means:
         return {'sums': dict(zip(self.sums, sums.tolist())), 'count': self.count, 'seconds': self.seconds or time.time() - self.start}
 
     def read(self):
-        """name -> mean over all processes, as floats. Raises UserError when one is not finite."""
+        """name -> mean over all processes, as floats."""
         state = self.state()
         means = {name: value / self.count for name, value in state['sums'].items()}
         self.seconds = state['seconds']  # until it is first read
-        check_finite(means)
         return means
 
 
-def check_finite(losses):
-    """Raises UserError for a loss, of a dict by name, that is not finite."""
-    for name, value in losses.items():
-        if not math.isfinite(value):
-            raise UserError(f'{name} became {value}: lower --lr, or turn --amp off, under another name with --run')
+CHECKED = 50  # steps between two looks at whether the losses are finite
+# what to change where a loss is not finite: the first of these that is so is the cause, since DAFL's generator spoils all others
+CONCERN = {'loss_oh': '--lr_G or --oh', 'loss_ie': '--lr_G or --ie', 'loss_a': '--lr_G or --a', 'loss_nll': '--lr or --teacher_acc',
+           'loss_kd': '--lr or --T'}
+
+
+def check_finite(losses, parameters, where):
+    """Raises UserError where a loss, of a dict by name, or a weight is not finite. where: words for the step and what was saved."""
+    bad = [f'{name} became {value}' for name, value in losses.items() if not math.isfinite(value)]
+    flags = next((flags for name, flags in CONCERN.items() if not math.isfinite(losses.get(name, 0))), '--lr')
+    if not bad and not all(torch.isfinite(p).all() for p in parameters):
+        bad = ['a weight became NaN or infinite']
+    if bad:
+        raise UserError(f'{", ".join(bad)} {where}: lower {flags}, or turn --amp off, under another name with --run')
 
 
 @torch.no_grad()

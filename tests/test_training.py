@@ -15,7 +15,7 @@ from data import Split
 from lenet import LeNet5Half
 from networks import Normalise
 from resnet import ResNet18
-from training import Means, ahead, evaluate, learning_rate, pick_amp, pick_device, rng, seed_init
+from training import Means, ahead, check_finite, evaluate, learning_rate, pick_amp, pick_device, rng, seed_init
 
 CPU, CUDA = torch.device('cpu'), torch.device('cuda')
 
@@ -157,11 +157,15 @@ def test_means_weigh_by_the_batchs_size_and_lose_nothing_of_many_small_numbers()
 
 
 @pytest.mark.parametrize('value', [float('nan'), float('inf')])
-def test_a_loss_that_is_not_finite_stops_the_run_with_advice(value):
-    means = Means()
+def test_a_loss_or_a_weight_that_is_not_finite_stops_the_run_with_advice(value):
+    means, good = Means(), [torch.zeros(2)]
     means.add(4, loss=torch.tensor(1.0), loss_kd=torch.tensor(value))
     means.add(4, loss=torch.tensor(1.0), loss_kd=torch.tensor(1.0))
-    assert all(part in error_of(means.read) for part in ('loss_kd', str(value), '--lr', '--amp off'))
+    text = error_of(check_finite, means.read(), good, 'by step 7')
+    assert all(part in text for part in ('loss_kd', str(value), '--lr or --T', '--amp off', 'step 7'))
+    assert '--lr_G' in error_of(check_finite, {'loss_oh': value, 'loss_kd': value}, good, '')
+    assert 'weight' in error_of(check_finite, {'loss': 1.0}, [torch.tensor(value)], '')
+    check_finite({'loss': 1.0}, good, '')
 
 
 def test_the_next_item_is_made_while_one_is_worked_on():

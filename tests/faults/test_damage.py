@@ -12,7 +12,6 @@ from data import MNIST
 from networks import build
 from runs import Run
 from selection import Rule, score_and_select
-from training import Means
 from utils import Damaged, UserError, read_json, read_json_lines, write_json
 from wild import decode
 from wild.classes import statistics
@@ -46,22 +45,21 @@ class Sitting:
     """A run of some epochs in a folder, in which epoch n sets every weight to n."""
 
     def __init__(self, folder, epochs, resume=True):
-        settings = Settings(output_dir=str(folder), run='r', resume=resume, epochs=epochs, seed=0, tensorboard=False)
+        settings = Settings(output_dir=str(folder), run='r', resume=resume, epochs=epochs, seed=0, tensorboard=False, save_minutes=10)
         self.run = Run(settings, 'r', CPU)
         try:
             if self.run.finished():
                 return
             self.net = build('lenet5half', 3, 10, 1)
-            epoch, _ = self.run.start('student', self.net, MNIST.facts('MNIST', 'lenet5half', 3))
-            self.begun = epoch
-            while epoch < epochs:
-                epoch += 1
+            self.run.start('student', self.net, MNIST.facts('MNIST', 'lenet5half', 3))
+            self.begun = self.run.epoch
+            for epoch in self.run.epochs():
                 with torch.no_grad():
                     for p in self.net.parameters():
                         p.fill_(epoch)
-                means = Means()
-                means.add(8, loss=torch.tensor(1 / epoch))
-                self.run.end_epoch(epoch, epoch, 0.1, means, (0.5, 10.0 * epoch))
+                self.run.step_done(8, 1.0, 0.1, loss=torch.tensor(1 / epoch))
+                self.run.saving = 0.0  # so that every epoch is saved
+                self.run.end_epoch((0.5, 10.0 * epoch))
             self.run.finish('student')
         finally:
             self.run.lock.release()
@@ -118,6 +116,25 @@ def test_damaged_rows_of_the_log_are_told_and_dropped(tmp_path, dice, capfd):
     Sitting(tmp_path, 3)
     assert [row['epoch'] for row in read_json_lines(folder / 'metrics.jsonl')] in ([1, 3], [2, 3])
     assert '1 of its 3 rows' in capfd.readouterr().err
+
+
+@pytest.mark.parametrize('loss, weight', [(float('nan'), 1.0), (1.0, float('inf'))])
+def test_numbers_that_go_bad_end_the_run_soon_and_are_never_saved(loss, weight, tmp_path, monkeypatch):
+    monkeypatch.setattr('training.CHECKED', 2)
+    folder = Sitting(tmp_path, 1, resume=False).run.folder
+    before = (folder / 'last.pt').read_bytes()
+    run = Run(Settings(output_dir=str(tmp_path), run='r', resume=True, epochs=1, seed=0, tensorboard=False, save_minutes=10), 'r', CPU)
+    net = build('lenet5half', 3, 10, 1)
+    run.start('student', net, MNIST.facts('MNIST', 'lenet5half', 3))
+    with pytest.raises(UserError) as error:
+        for step in range(9):
+            with torch.no_grad():
+                net.linear.weight.fill_(weight) if hasattr(net, 'linear') else next(net.parameters()).fill_(weight)
+            run.step_done(8, 1.0, 0.1, loss_kd=torch.tensor(loss if step else 1.0))
+    run.lock.release()
+    named = ('loss_kd' if weight == 1 else 'weight', 'step 3', str(folder / 'last.pt'), 'of step 1')
+    assert all(part in str(error.value) for part in named)
+    assert (folder / 'last.pt').read_bytes() == before
 
 
 # ---------------------------------------------------------------- the cache and the selection
