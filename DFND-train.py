@@ -28,7 +28,7 @@ from own.teacher import Wanted, load_teacher, own_info
 from runs import Run, print_result
 from selection import SELECT, Rule, score, score_and_select, worth_keeping
 from utils import UserError, progress, say, warn, written_aside
-from wild.pool import Wild, open_pool, open_stream
+from wild.pool import Wild, open_pool
 from wild.reading import Decoder
 from wild.stream import stream_and_select
 
@@ -148,7 +148,7 @@ def transfer_from_wild(run, s, teacher, wild, pool):
     """Scores and selects. Returns (a TransferSet, a Selection). pool: wild's, or None to stream."""
     scorer = scorer_of(teacher, s)
     rule = Rule(s.select, s.num_select, s.seed)
-    select, images = (stream_and_select, open_stream(wild)) if s.stream else (score_and_select, pool)
+    select, images = (stream_and_select, wild) if s.stream else (score_and_select, pool)
     selection = select(run.folder, images, scorer, rule)
     for line in selection.describe(teacher.class_names):
         say(line)

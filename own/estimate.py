@@ -33,10 +33,10 @@ def held_out(selection, pool, wild, teacher, seed):
 
 def unchosen_of_stream(selection, wild):
     chosen = set(selection.pool.names())
-    for _, images, names, _ in open_stream(wild):
-        rows = [row for row, name in enumerate(names) if name not in chosen][:HELD]
+    for part in open_stream(wild):
+        rows = [row for row, name in enumerate(part.names) if name not in chosen][:HELD]
         if rows:
-            return torch.from_numpy(images[rows].copy())
+            return torch.from_numpy(part.images[rows].copy())
     return None
 
 
@@ -49,9 +49,9 @@ def estimated_accuracy(pool, wild, teacher):
         images = pool.take(np.linspace(0, len(pool) - 1, min(SAMPLE, len(pool))).round().astype(np.int64))
     else:
         parts, count = [], 0
-        for _, some, *_ in open_stream(wild):
-            parts.append(some)
-            count += len(some)
+        for part in open_stream(wild):
+            parts.append(part.images)
+            count += len(part.names)
             if count >= SAMPLE:
                 break
         images = torch.from_numpy(np.concatenate(parts)[:SAMPLE])

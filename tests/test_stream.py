@@ -5,6 +5,7 @@ import os
 import shutil
 import tracemalloc
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import Mock
 
 import numpy as np
@@ -18,9 +19,12 @@ from test_selection import random_pools, slow
 import distributed
 from data import DATASETS
 from networks import build, save_network
-from selection import Rule, select
-from wild import decode, demo, stream
-from wild.stream import Candidates
+from selection import Rule, lowest_first, select
+from utils import read_json_lines
+from wild import decode, demo, pool, stream
+from wild.pool import Passing
+from wild.reading import Skip
+from wild.stream import Candidates, Journal
 
 
 def feed(kept, noise, labels, sizes, own=lambda number: True):
@@ -131,6 +135,64 @@ def test_shares_of_two_processes_are_merged_in_the_streams_order(tmp_path, monke
     assert numbers(stream.opened(tmp_path / 'selected', *selected).pool) == select(noise, labels, kept.rule, 5).tolist()
 
 
+def journal_of(kept, folder):
+    return Journal(folder, kept, SimpleNamespace(digest='it', mean=(0,), std=(1,), amp='off'), SimpleNamespace(size=2, channels=1))
+
+
+@pytest.mark.parametrize('how', ['balanced', 'confidence', 'gumbel', 'random'])
+def test_a_stream_that_is_stopped_goes_on_to_the_same_selection_by_any_number_of_processes(how, tmp_path, monkeypatch):
+    monkeypatch.setattr(distributed, 'on_first', lambda function, *a: function(*a))
+    for random, noise, labels, num_select, classes in random_pools(12):
+        rule, folder = Rule(how, num_select, 0), tmp_path / str(len(os.listdir(tmp_path)))
+        cuts = np.sort(random.integers(0, len(noise) + 1, 8))
+        spans = [slice(*span) for span in itertools.pairwise([0, *cuts, len(noise)])]
+        images, capacity = np.arange(len(noise), dtype=np.uint32).view(np.uint8).reshape(-1, 1, 2, 2), int(random.integers(1, 9))
+        capacity += 2 * num_select
+        for world in (2, 1, 3, 1):
+            crew = []
+            for rank in range(world):
+                monkeypatch.setattr(distributed, 'world', lambda world=world: world)
+                monkeypatch.setattr(distributed, 'rank', lambda rank=rank: rank)
+                kept = Candidates(rule, classes)
+                kept.capacity = capacity
+                crew.append((kept, journal_of(kept, folder)))
+            for rank, (kept, journal) in enumerate(crew):
+                assert set(journal.seen) == set(crew[0][1].seen)
+                mine = [n for n in range(rank, len(spans), world) if n not in journal.seen and spans[n].start < spans[n].stop]
+                for number in mine[: int(random.integers(0, 3)) if world > 1 or crew[0][1].seen == {} else None]:
+                    names = [f'image {i}' for i in range(len(noise))[spans[number]]]
+                    scores = noise[spans[number]], -noise[spans[number]], labels[spans[number]]
+                    part = Passing(number, images[spans[number]], names, [Skip(f'bad {number}', 'is empty')], 'source')
+                    kept.skipped += part.skipped
+                    journal.keep(part, *kept.add(number, part.images, names, scores))
+        for number in set(range(len(spans))) - set(journal_of(Candidates(rule, classes), folder).seen):  # where little was seen before
+            names = [f'image {i}' for i in range(len(noise))[spans[number]]]
+            kept.skipped += [Skip(f'bad {number}', 'is empty')]
+            kept.add(number, images[spans[number]], names, (noise[spans[number]], -noise[spans[number]], labels[spans[number]]))
+        kept.clear()
+        assert sorted(kept.skipped) == [Skip(f'bad {number}', 'is empty') for number in range(len(spans))]
+        keys = np.concatenate([rule.keys(noise[span], -noise[span], number) for number, span in enumerate(spans)])
+        expected = lowest_first(keys)[:num_select] if how == 'random' else select(keys, labels, rule, classes)
+        selection = merged(kept, tmp_path / 'merged')
+        assert numbers(selection.pool) == sorted(expected.tolist()) and selection.pool_counts.sum() == len(noise)
+        assert list(selection.pool.names()) == [f'image {i}' for i in numbers(selection.pool)]
+        assert len(os.listdir(folder)) <= len(spans)
+
+
+def test_a_journal_is_not_taken_for_another_teacher_and_what_is_damaged_is_seen_again(tmp_path):
+    rule, part = Rule('balanced', 2, 0), Passing(0, np.zeros((3, 1, 2, 2), np.uint8), ['a', 'b', 'c'], [], 'source')
+    kept = Candidates(rule, 2)
+    journal_of(kept, tmp_path / 'x').keep(part, *kept.add(0, part.images, part.names, (np.ones(3, np.float32),) * 2 + (np.zeros(3, int),)))
+    assert journal_of(Candidates(rule, 2), tmp_path / 'x').seen == {0: 'source'}
+    data = bytearray((file := next((tmp_path / 'x').iterdir())).read_bytes())
+    data[len(data) // 2] ^= 1
+    shutil.copytree(tmp_path / 'x', tmp_path / 'y')
+    (tmp_path / 'y' / file.name).write_bytes(data)
+    assert journal_of(Candidates(rule, 2), tmp_path / 'y').seen == {}
+    assert journal_of(Candidates(Rule('balanced', 3, 0), 2), tmp_path / 'x').seen == {}
+    assert not os.listdir(tmp_path / 'x') and not os.listdir(tmp_path / 'y')
+
+
 @pytest.fixture(scope='module')
 def digits(tmp_path_factory):
     """A teacher, test data, and a folder of wild images at several depths, one of them broken."""
@@ -177,6 +239,39 @@ def test_the_same_student_with_and_without_the_flag(wild, workers, digits, monke
     assert all(torch.equal(w, weights[1][name]) for name, w in weights[0].items())
     assert 'skipped 1 of ' in done.stdout and 'broken.png' in done.stdout
     assert not list((digits / 'other').glob('wild*'))  # nothing was kept
+
+
+@pytest.mark.parametrize('workers', [0, 1])
+def test_a_stop_loses_the_part_that_was_under_way_alone(workers, digits, monkeypatch, fork):
+    monkeypatch.setattr('wild.decode.CHUNK', 16)
+    args = dict(workers=workers, num_select=20)
+    expected = chosen_rows(digits / 'runs' / result(distil(digits, f'whole-{workers}', '--stream', '--score_only', **args))['run'])
+    original, run_name, read = stream.scores_of, f'stopped-{workers}', []
+    decode_job = pool.decode_job
+    monkeypatch.setattr(pool, 'decode_job', lambda job, *a: read.append(len(job)) or decode_job(job, *a))
+    for stop in (1, 4, 3):
+        left = iter(range(stop))
+
+        def stopped(*a, left=left):
+            if next(left, None) is None:
+                raise KeyboardInterrupt
+            return original(*a)
+
+        with monkeypatch.context() as m:
+            m.setattr(stream, 'scores_of', stopped)
+            distil(digits, run_name, '--stream', '--score_only', code=130, **args)
+    os.rename(digits / 'wild', digits / 'moved')
+    try:
+        done = distil(digits, run_name, '--stream', '--score_only', wild=['moved'], **args)
+        assert 'goes on after 8 parts' in done.stdout and 'skipped 1 of 151' in done.stdout
+        rows = chosen_rows(digits / 'runs' / run_name)
+        assert [(image.replace('moved', 'wild'), *rest) for image, *rest in rows] == expected
+        assert not (digits / 'runs' / run_name / 'stream').exists()
+        assert [skip['image'] for skip in read_json_lines(digits / 'runs' / run_name / 'skipped.jsonl')] == ['wild/broken.png']
+        if not workers:
+            assert sum(read) == 151 + 3 * 16  # at each stop one part was under way
+    finally:
+        os.rename(digits / 'moved', digits / 'wild')
 
 
 def test_it_goes_on_without_the_pool_but_not_without_the_selected_images(digits):

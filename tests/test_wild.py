@@ -351,6 +351,35 @@ def test_a_torchvision_set_by_name_equals_its_file_and_is_kept(name, write, tmp_
     assert np.array_equal(pool_of(name).take([2, 0]), expected[[2, 0]])  # from the cache
 
 
+def test_a_torchvision_set_that_is_replaced_is_decoded_anew(tmp_path, pool_of, monkeypatch):
+    (tmp_path / 'data').mkdir()
+    write_usps(tmp_path / 'data', monkeypatch)
+    before = pool_of('usps')
+    digest = before.digest()
+    (part := before.parts[0].file).with_suffix('.scores-0.npz').write_bytes(b'of the teacher')
+    for count in (3, 2):
+        images = np.stack([pixels(10 + i, 16, 16) for i in range(count)])
+        monkeypatch.setattr('test_wild.pixels', lambda i, *size, images=images: images[i % len(images)])
+        write_usps(tmp_path / 'data', monkeypatch)
+        after = pool_of('usps')
+        assert after.digest() != digest
+        assert np.array_equal(after.take(range(3))[:, 0], [reference(Image.fromarray(x), 1)[0] for x in images[[0, 1, 2 % count]]])
+        assert not part.with_suffix('.scores-0.npz').exists()
+
+
+def test_a_pool_is_known_by_its_pixels_wherever_it_lies(tmp_path, pool_of, monkeypatch):
+    monkeypatch.setattr(decode, 'CHUNK', 2)
+    paths = write_images(tmp_path / 'photos', 5)
+    digest = pool_of(tmp_path / 'photos').digest()
+    os.rename(tmp_path / 'photos', tmp_path / 'elsewhere')
+    assert pool_of(tmp_path / 'elsewhere').digest() == digest == pool_of(f'{tmp_path}//elsewhere/').digest()
+    path, stat = paths[3].replace('photos', 'elsewhere'), os.stat(tmp_path / 'elsewhere' / '003.png')
+    with open(path, 'r+b') as file:  # another image of the same size and time
+        file.write(Path(tmp_path / 'elsewhere' / '002.png').read_bytes().ljust(stat.st_size, b'\0')[: stat.st_size])
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert pool_of(tmp_path / 'elsewhere').digest() != digest
+
+
 @pytest.mark.parametrize('name', SETS)
 def test_a_set_without_a_network_is_told_in_one_line(name, tmp_path, pool_of, no_network, capfd, monkeypatch):
     (tmp_path / name).mkdir()

@@ -150,10 +150,16 @@ def reopen(folder):
     """Makes a cache one that is still to be built in the parts that lack a file, where one of these files can be read now."""
     some = {number: names for number, skipped in read_skipped(folder).items() if (names := [s.image for s in skipped if s.again])}
     if folder.is_dir() and any(map(is_readable, itertools.chain(*some.values()))):
-        with contextlib.suppress(OSError), locked(folder.with_name(folder.name + '.lock')):  # a cache that can only be read serves too
+        with contextlib.suppress(OSError):  # a cache that can only be read serves too
             for file in itertools.chain.from_iterable(folder.glob(f'{number:06d}.scores-*') for number in some):
                 file.unlink()
-            os.rename(folder, folder.with_name(folder.name + '.partial'))
+            unfinish(folder)
+
+
+def unfinish(folder):
+    """Makes a cache one that is being built."""
+    with locked(folder.with_name(folder.name + '.lock')):
+        os.rename(folder, folder.with_name(folder.name + '.partial'))
 
 
 def is_readable(path):
@@ -163,17 +169,29 @@ def is_readable(path):
     return False
 
 
-def decode_dataset(dataset, size, channels, cache_dir, name, key):
-    """The same for a torchvision data set, `dataset()`, which is built only if the cache lacks its images."""
-    folder = cache_folder(cache_dir, name, [f'{size} {channels}', key])
+def decode_dataset(dataset, shape, cache_dir, name, source):
+    """The same for a torchvision data set, `dataset()`, which is built only if the cache lacks its images. source: (a line that names it,
+    a function that returns its files). Without its files the cache is used as it is; where they are others now, it is built anew."""
+    folder = cache_folder(cache_dir, name, [f'{shape}', source[0]])
+    kept = folder / 'source.json'
+
+    def known():
+        return {'files': list(fingerprints(source[1]()))}
+
+    if kept.is_file() and known() not in ({'files': []}, read_json(kept)):
+        unfinish(folder)
     images = None if folder.is_dir() else dataset()
 
     def write(folder):
         some = dataset() if images is None else images  # a part of a whole cache is damaged
+        if not (folder / kept.name).is_file() or read_json(folder / kept.name) != known():
+            for file in folder.glob('[0-9]*'):
+                file.unlink()
+        write_json(folder / kept.name, known())
         for number, start in enumerate(progress(range(0, len(some), CHUNK), desc=f'resize {name}', unit='part')):
             rows = range(start, min(start + CHUNK, len(some)))
             if not (folder / f'{number:06d}.npy').is_file():
-                save_part(folder, number, np.stack([to_array(some[i][0], size, channels) for i in rows]), [f'{name}[{i}]' for i in rows])
+                save_part(folder, number, np.stack([to_array(some[i][0], *shape) for i in rows]), [f'{name}[{i}]' for i in rows])
 
     return cached(folder, write)
 
@@ -215,12 +233,12 @@ class Part:
         return self.verified(read_names, self.file.with_suffix('.txt'))
 
 
-def fingerprints(files):
-    """A string for each file that changes when its content does: no program can set the time of the last change of a file's state."""
+def fingerprints(files, changed=True):
+    """A string for each file that changes when its content does. changed: also when its state did, a time that no program can set."""
     for path in files:
         try:
             stat = os.stat(path)
-            yield f'{path} {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}'
+            yield f'{path} {stat.st_size} {stat.st_mtime_ns}' + (f' {stat.st_ctime_ns}' if changed else '')
         except (OSError, ValueError):  # it leads nowhere, and will be skipped and listed
             yield path
 

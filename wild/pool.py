@@ -18,7 +18,7 @@ import distributed
 from training import free_memory
 from utils import UserError, first_line, read_seal, say
 from wild import demo
-from wild.decode import Part, decode_dataset, decode_files, jobs_of
+from wild.decode import Part, decode_dataset, decode_files, fingerprints, jobs_of
 from wild.reading import Decoder, decode_job
 from wild.sources import find_images, find_shards, read_list
 from wild.workers import run_jobs
@@ -27,13 +27,16 @@ from wild.workers import run_jobs
 MADE = {'demo': lambda size, channels: demo.draw(size), 'characters': lambda size, channels: demo.draw_characters(size),
         'noise': demo.draw_noise}
 
-# torchvision sets by name, used without their labels: (constructor, its arguments); the training splits, which are the default
+# torchvision sets by name, used without their labels: (constructor, its files in --data, its arguments); the training splits, which are
+# the default
 SETS = {
-    'stl10': (datasets.STL10, {'split': 'unlabeled'}),
+    'stl10': (datasets.STL10, 'stl10_binary/*', {'split': 'unlabeled'}),
     # EMNIST's files hold every image transposed
-    'emnist': (datasets.EMNIST, {'split': 'letters', 'transform': lambda x: x.transpose(Image.TRANSPOSE)}),
-    **{make.__name__.lower(): (make, {}) for make in (datasets.CIFAR10, datasets.CIFAR100, datasets.SVHN, datasets.KMNIST, datasets.USPS,
-                                                      datasets.FashionMNIST, datasets.MNIST)},
+    'emnist': (datasets.EMNIST, 'EMNIST/raw/*', {'split': 'letters', 'transform': lambda x: x.transpose(Image.TRANSPOSE)}),
+    **{make.__name__.lower(): (make, files, {}) for make, files in (
+        (datasets.CIFAR10, 'cifar-10-batches-py/*'), (datasets.CIFAR100, 'cifar-100-python/*'), (datasets.SVHN, 'train_32x32.mat'),
+        (datasets.KMNIST, 'KMNIST/raw/*'), (datasets.USPS, 'usps.bz2'), (datasets.FashionMNIST, 'FashionMNIST/raw/*'),
+        (datasets.MNIST, 'MNIST/raw/*'))},
 }
 
 
@@ -121,24 +124,49 @@ def open_pool(wild):
     return pool
 
 
-def open_stream(wild):
-    """Yields the same images in the same order without keeping them: (number of the part, images (n, channels, size, size) uint8,
-    their names, the Skips), a part at a time, of several processes each its own parts."""
+class Passing(NamedTuple):
+    """A part of a stream."""
+
+    number: int
+    images: np.ndarray  # (n, channels, size, size) uint8
+    names: list
+    skipped: list  # of Skips
+    source: str  # changes with the part's files, and not with where they are
+
+
+def open_stream(wild, seen=None):
+    """Yields the same images in the same order without keeping them: a Passing a part, of several processes each its own parts. seen:
+    {number: source} of parts that are left out. Raises UserError where they are others now."""
     for source in wild.sources:  # a mistake in the last one must not come to light after days
         if not is_set(source):
             next(iter(find_files(source, wild.decoder)))
 
-    jobs = itertools.chain.from_iterable(open_set(s, wild) if is_set(s) else jobs_of(find_files(s, wild.decoder), wild.size)
-                                         for s in wild.sources)
-    mine = itertools.islice(enumerate(jobs), distributed.rank(), None, distributed.world())
-    yield from run_jobs(functools.partial(stream_part, wild), mine, wild.decoder.workers)
+    def jobs():
+        every = itertools.chain.from_iterable(open_set(s, wild) if is_set(s) else jobs_of(find_files(s, wild.decoder), wild.size)
+                                              for s in wild.sources)
+        for number, job in itertools.islice(enumerate(every), distributed.rank(), None, distributed.world()):
+            if not seen or number not in seen:
+                yield number, job
+            elif seen[number] != source_of(job):
+                raise UserError(f'{wild.name} has changed since the stream was stopped, in part {number}: put its images back, or select '
+                                'again with --run NAME')
+
+    yield from run_jobs(functools.partial(stream_part, wild), jobs(), wild.decoder.workers, ahead=0)
 
 
 def stream_part(wild, task, apart=False):
     number, job = task
     if isinstance(job, Part):  # of a set, which is decoded already
-        return number, job.images, job.names(), []
-    return number, *decode_job(job, wild.size, wild.channels, wild.decoder, apart)
+        return Passing(number, job.images, job.names(), [], source_of(job))
+    return Passing(number, *decode_job(job, wild.size, wild.channels, wild.decoder, apart), source_of(job))
+
+
+def source_of(job):
+    if isinstance(job, Part):
+        return read_seal(job.file).hex()
+    paths, piece = (job, '') if isinstance(job, list) else (job[:1], job[1:])
+    lines = [os.path.basename(line) for line in fingerprints(paths, changed=False)]
+    return hashlib.sha256(repr((lines, piece)).encode('utf-8', 'surrogateescape')).hexdigest()
 
 
 def is_set(source):
@@ -167,7 +195,7 @@ def open_set(source, wild):
     def dataset():
         if name in MADE:
             return [(Image.fromarray(x), 0) for x in MADE[name](wild.size, wild.channels)]
-        make, arguments = SETS[name]
+        make, _, arguments = SETS[name]
         try:
             with contextlib.redirect_stdout(io.StringIO()):
                 return make(wild.data_dir, download=True, **arguments)
@@ -176,4 +204,7 @@ def open_set(source, wild):
                             f'({first_line(e)}): name a folder of images with --wild, or `--wild demo`') from None
 
     key = f'{name} {demo.VERSION}' if name in MADE else f'torchvision {name} {Path(wild.data_dir).resolve()}'
-    return decode_dataset(dataset, wild.size, wild.channels, wild.cache_dir, name, key)
+    def files():
+        return [] if name in MADE else sorted(Path(wild.data_dir).resolve().glob(SETS[name][1]))
+
+    return decode_dataset(dataset, (wild.size, wild.channels), wild.cache_dir, name, (key, files))

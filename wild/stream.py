@@ -1,7 +1,10 @@
 """A selection from a pool that is not kept: one pass, in which only what can still be chosen stays in memory."""
 
+import contextlib
+import json
 import shutil
 import time
+import zipfile
 
 import numpy as np
 import torch
@@ -10,8 +13,11 @@ import distributed
 from selection import BATCH, BY_CLASS, Selection, check_finite, is_whole, lowest_first, rank_in_class, scores_of, select, write_selection
 from training import free_memory
 from utils import LocalError, UserError, checked, progress, say, written_aside
-from wild.decode import Part, check_away, read_skipped, save_part, tell_skipped, write_skipped
-from wild.pool import Pool
+from wild.decode import DECODER, Part, check_away, read_skipped, save_part, tell_skipped, write_skipped
+from wild.pool import Pool, open_stream
+from wild.reading import Skip
+
+COLUMNS = 'keys', 'noise', 'labels', 'places', 'images'  # of a table of candidates, before the names
 
 
 class Candidates:
@@ -24,46 +30,60 @@ class Candidates:
         # keys, noise, labels, places in the stream, images, names: each becomes as long as `capacity` when the first image comes
         self.columns = [np.empty(0, kind) for kind in ('f4', 'f4', 'i8', 'i8', 'u1', 'O')]
         self.count, self.capacity = 0, 2 * rule.num_select + max(rule.num_select // 2, 4096)
-        self.bar, self.class_bars = np.inf, np.full(num_classes, -np.inf)  # above both, an image can't be chosen any more
+        # (key, place in the stream): above both, an image can't be chosen any more; the second for each class
+        self.bar, self.class_bars = (np.inf, 0), (np.full(num_classes, -np.inf), np.zeros(num_classes, np.int64))
         self.counts, self.noise_sum, self.skipped = np.zeros(num_classes, np.int64), 0.0, []  # of all that passed
+        self.clearings = 0
 
     def add(self, number, images, names, scores):
-        """A part. scores: its (noise, energy, labels). Parts must come in the order of their numbers, so that of equal images the earlier
-        stays."""
+        """A part. scores: its (noise, energy, labels). Parts may come in any order: of equal images the earlier in the stream stays.
+        Returns what a Journal keeps of it."""
         noise, energy, labels = scores
-        self.counts += np.bincount(labels, minlength=self.num_classes)
-        self.noise_sum += float(noise.sum(dtype=np.float64))
-        keys = self.rule.keys(noise, energy, number)
-        keep = np.flatnonzero((keys < self.bar) | (keys < self.class_bars[labels]))
-        while len(keep):
+        keys, places = self.rule.keys(noise, energy, number), (number << 32) + np.arange(len(noise))
+
+        def below(bars, where):
+            return (keys < bars) | ((keys == bars) & (places < where))
+
+        some = np.flatnonzero(below(*self.bar) | below(*(x[labels] for x in self.class_bars)))
+        rows = (keys[some], noise[some], labels[some], places[some], images[some], np.array(names, object)[some])
+        seen = np.bincount(labels, minlength=self.num_classes), float(noise.sum(dtype=np.float64))
+        self.push(rows, seen)
+        return rows, seen
+
+    def push(self, rows, seen):
+        """rows: as of `columns`. seen: the counts of all that passed with them, and their noise."""
+        self.counts, self.noise_sum = self.counts + seen[0], self.noise_sum + seen[1]
+        while len(rows[0]):
             if self.count == self.capacity:
                 self.clear()
-            some, keep = np.split(keep, [self.capacity - self.count])
-            rows = (keys[some], noise[some], labels[some], (number << 32) + some, images[some], np.array(names, object)[some])
+            now, rows = zip(*(np.split(x, [self.capacity - self.count]) for x in rows))
             if not len(self.columns[0]):  # empty ones take memory only as they are filled
-                need = self.capacity * images[0].nbytes
+                need = self.capacity * now[4][0].nbytes
                 if need > free_memory(torch.device('cpu')):
                     raise UserError(f'--stream keeps up to {self.capacity} images for --num_select {self.rule.num_select}: '
                                     f'{need / 1e9:.1f} GB, and less memory is free: lower --num_select')
-                self.columns = [np.empty((self.capacity, *x.shape[1:]), x.dtype) for x in rows]
-            for column, new in zip(self.columns, rows):
-                column[self.count : self.count + len(some)] = new
-            self.count += len(some)
+                self.columns = [np.empty((self.capacity, *x.shape[1:]), x.dtype) for x in now]
+            for column, new in zip(self.columns, now):
+                column[self.count : self.count + len(now[0])] = new
+            self.count += len(now[0])
 
     def clear(self):
         """Drops what can't be chosen any more, and sets the bars for what comes."""
-        keys, _, labels, *_ = self.table()
-        order, num_select = lowest_first(keys), self.rule.num_select
+        self.clearings += 1
+        keys, _, labels, places, *_ = self.table()
+        order, num_select = np.lexsort((places, keys)), self.rule.num_select
         chosen = np.arange(len(order)) < num_select
         if len(order) >= num_select:
-            self.bar = keys[order[num_select - 1]]
+            last = order[num_select - 1]
+            self.bar = keys[last], places[last]
         quota = num_select // self.num_classes
         if self.rule.how in BY_CLASS and quota:
             rank = rank_in_class(labels[order], self.num_classes)
             chosen |= rank < quota
             last = order[rank == quota - 1]
-            self.class_bars = np.full(self.num_classes, np.inf)
-            self.class_bars[labels[last]] = keys[last]
+            self.class_bars = np.full(self.num_classes, np.inf), np.zeros(self.num_classes, np.int64)
+            for bars, values in zip(self.class_bars, (keys, places)):
+                bars[labels[last]] = values[last]
         kept = np.sort(order[chosen])
         self.count = len(kept)
         for i in range(0, self.count, 4096):  # a row never moves behind one that is still to move
@@ -76,8 +96,8 @@ class Candidates:
         return [column[: self.count] for column in self.columns]
 
 
-def stream_and_select(folder, parts, teacher, rule):
-    """`selection.score_and_select` for a stream (see wild.pool.open_stream): scores the parts as they come and chooses as
+def stream_and_select(folder, wild, teacher, rule):
+    """`selection.score_and_select` for a stream (see wild.pool.open_stream) of a Wild: scores the parts as they come and chooses as
     `selection.select` would from the whole pool, except that 'random' is another draw. Returns a Selection, kept in the run's
     folder, images and all. Raises UserError where the stream ends with fewer than num_select."""
     kept, images = folder / 'selection.npz', folder / 'selected'
@@ -88,8 +108,9 @@ def stream_and_select(folder, parts, teacher, rule):
                                 '--run NAME')
             return opened(images, f['noise'], f['labels'], f['counts'], float(f['mean']))
     candidates = Candidates(rule, teacher.classes)
+    journal = Journal(folder / 'stream', candidates, teacher, wild)
     try:
-        score_parts(parts, candidates, teacher)
+        score_parts(open_stream(wild, journal.seen), candidates, teacher, journal)
     except UserError as e:
         raise LocalError(str(e)) from None
     candidates.clear()
@@ -97,6 +118,7 @@ def stream_and_select(folder, parts, teacher, rule):
     pool, chosen, noise, labels, counts, mean = selection
     if distributed.rank() == 0:
         write_selection(folder, pool, (noise, labels, chosen), teacher.class_names, {'counts': counts, 'mean': mean})
+        shutil.rmtree(journal.folder, ignore_errors=True)
     return selection
 
 
@@ -105,20 +127,74 @@ def opened(folder, noise, labels, counts, mean):
     return Selection(Pool([Part(folder / '000000.npy', len(noise))], 'selected'), np.arange(len(noise)), noise, labels, counts, mean)
 
 
-def score_parts(parts, candidates, teacher):
-    count, start, told = 0, time.perf_counter(), time.perf_counter()
+class Journal:
+    """What this process has seen of a stream, in a folder: a file a part, and where there was a clearing, one in place of all before. So a
+    stream that was stopped goes on after its last part, by any number of processes."""
+
+    def __init__(self, folder, candidates, teacher, wild):
+        """Adds what was kept to the candidates. seen: {number of a part: its source}, those of all processes."""
+        self.folder, self.candidates, self.clearings = folder, candidates, 0
+        self.key = repr((DECODER, candidates.rule, teacher.digest, teacher.mean, teacher.std, teacher.amp, wild.size, wild.channels))
+        kept = distributed.on_first(self.find)
+        self.seen = {number: source for _, parts in kept for number, source in parts.items()}
+        self.files, self.parts = [], {}
+        for file, parts in kept[distributed.rank() :: distributed.world()]:
+            with np.load(file) as f:
+                candidates.push([*(f[name] for name in COLUMNS), np.array(json.loads(str(f['names'])), object)],
+                                (f['counts'], float(f['noise_sum'])))
+                candidates.skipped += [Skip(**skip) for skip in json.loads(str(f['skipped']))]
+            self.files.append(file)
+            self.parts |= parts
+        if self.seen:
+            candidates.clear()
+            say(f'stream: goes on after {len(self.seen)} parts')
+
+    def find(self):
+        """[(file, {number of a part: its source})] of what can be gone on with; the rest is deleted. A kill between two deletions leaves
+        files whose parts are in another one too."""
+        self.folder.mkdir(exist_ok=True)
+        found, seen = [], set()
+        for file in self.folder.iterdir():
+            with contextlib.suppress(UserError, OSError, ValueError, LookupError, zipfile.BadZipFile), np.load(checked(file)) as f:
+                if str(f['key']) == self.key:
+                    found.append((file, {int(number): source for number, source in json.loads(str(f['parts'])).items()}))
+        found.sort(key=lambda one: -len(one[1]))
+        found = [one for one in found if seen.isdisjoint(one[1]) and not seen.update(one[1])]
+        for file in set(self.folder.iterdir()) - {file for file, _ in found}:
+            file.unlink()
+        return found
+
+    def keep(self, part, rows, seen):
+        """A part that was added. rows, seen: of Candidates.push."""
+        self.parts[part.number] = part.source
+        file, old, parts, skipped = self.folder / f'{part.number:08d}.npz', [], {part.number: part.source}, part.skipped
+        if self.clearings < self.candidates.clearings:
+            self.clearings, old = self.candidates.clearings, self.files
+            kept = self.candidates
+            rows, seen, parts, skipped = kept.table(), (kept.counts, kept.noise_sum), self.parts, kept.skipped
+        *columns, names = rows
+        with written_aside(file) as out:
+            np.savez(out, **dict(zip(COLUMNS, columns)), names=json.dumps(list(names)), counts=seen[0], noise_sum=seen[1], key=self.key,
+                     parts=json.dumps(parts), skipped=json.dumps([skip._asdict() for skip in skipped]))
+        for other in old:
+            other.unlink(missing_ok=True)
+        self.files = [file] if old else [*self.files, file]
+
+
+def score_parts(parts, candidates, teacher, journal):
+    count, start, told, away = 0, time.perf_counter(), time.perf_counter(), []
     with progress(desc='stream') as bar:
-        for number, images, names, skipped in parts:
-            candidates.skipped += skipped
-            check_away([skip for skip in candidates.skipped if skip.again], candidates.counts.sum() + len(candidates.skipped))
-            if not names:
-                continue
-            batches = [scores_of(teacher, torch.from_numpy(images[i : i + BATCH].copy())) for i in range(0, len(images), BATCH)]
-            scores = [torch.cat(x).cpu().numpy() for x in zip(*batches)]
-            check_finite(scores[0])
-            candidates.add(number, images, names, scores)
-            count += len(images) * distributed.world()
-            bar.update(len(images) * distributed.world())
+        for part in parts:
+            candidates.skipped += part.skipped
+            away += [skip for skip in part.skipped if skip.again]
+            check_away(away, candidates.counts.sum() + len(part.names) + len(candidates.skipped))
+            batches = [scores_of(teacher, torch.from_numpy(part.images[i : i + BATCH].copy())) for i in range(0, len(part.names), BATCH)]
+            if batches:
+                scores = [torch.cat(x).cpu().numpy() for x in zip(*batches)]
+                check_finite(scores[0])
+                journal.keep(part, *candidates.add(part.number, part.images, part.names, scores))
+            count += len(part.names) * distributed.world()
+            bar.update(len(part.names) * distributed.world())
             if bar.disable and time.perf_counter() - told > 30:  # a line in a log
                 told = time.perf_counter()
                 say(f'stream: {count} images, {count / (told - start):.0f} img/s')

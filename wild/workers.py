@@ -46,7 +46,7 @@ class Worker:
 
     def __init__(self, function):
         self.connection, theirs = multiprocessing.Pipe()
-        self.process, self.task = multiprocessing.Process(target=serve, args=(function, theirs), daemon=True), None
+        self.process = multiprocessing.Process(target=serve, args=(function, theirs), daemon=True)
         with blocked_signals():  # and so they are in the process
             self.process.start()
         theirs.close()
@@ -97,36 +97,39 @@ def end_with_parent():  # and not by getppid(): a fork server may stand between 
     os._exit(1)
 
 
-def run_jobs(function, jobs, workers):
+def run_jobs(function, jobs, workers, ahead=2):
     """Yields function(job) for every job in order, in this process (workers=0) or in worker processes, by any start method. Few jobs
-    are under way at a time, so that memory does not grow with their number. A job whose process dies is done again in another one, as
-    function(job, apart=True). Raises UserError where that dies too."""
+    are under way at a time, so that memory does not grow with their number: one a worker, and `ahead` a worker that are done. A job
+    whose process dies is done again in another one, as function(job, apart=True). Raises UserError where that dies too."""
     if workers == 0:
         yield from map(function, jobs)
         return
-    jobs, crew, done, given = enumerate(jobs), {}, {}, 0  # crew: the workers by their connections; those that are busy have a task
+    jobs, crew, idle, done, given = enumerate(jobs), {}, [], {}, 0  # crew: all workers, by their connections
+
+    def hire():
+        worker = Worker(function)
+        crew[worker.connection] = worker
+        return worker
+
     try:
         for turn in itertools.count():
             while turn not in done:
-                while given < turn + 3 * workers and sum(bool(w.task) for w in crew.values()) < workers and (job := next(jobs, None)):
-                    worker = next((w for w in crew.values() if not w.task), None) or Worker(function)
-                    crew[worker.connection] = worker
-                    worker.give(*job, {})
+                while given <= turn + (1 + ahead) * workers and (idle or len(crew) < workers) and (job := next(jobs, None)):
+                    (idle.pop() if idle else hire()).give(*job, {})
                     given += 1
                 if given == turn:
                     return
-                for connection in multiprocessing.connection.wait([c for c, worker in crew.items() if worker.task]):
+                for connection in multiprocessing.connection.wait([c for c, worker in crew.items() if worker not in idle]):
                     number, job, more = crew[connection].task
                     try:
-                        done[number], crew[connection].task = crew[connection].result(), None
+                        done[number] = crew[connection].result()
+                        idle.append(crew[connection])
                     except EOFError:
                         if more or not hasattr(os, 'fork'):
                             raise UserError('a decoding process died (out of memory?): run the same command again, and lower '
                                             '--workers if it dies again') from None
                         del crew[connection]
-                        worker = Worker(function)
-                        crew[worker.connection] = worker
-                        worker.give(number, job, {'apart': True})
+                        hire().give(number, job, {'apart': True})
             yield done.pop(turn)
     finally:
         for worker in crew.values():
