@@ -37,6 +37,9 @@ class Part:
     def __init__(self, images, name='image[{}]'):
         self.images, self.count, self.name = images, len(images), name
 
+    def seal(self):
+        return self.images.tobytes()
+
     def names(self):
         return [self.name.format(i) for i in range(self.count)]
 
@@ -214,7 +217,9 @@ def test_a_kept_selection_is_found_again_but_not_for_other_images(tmp_path):
         assert np.array_equal(selection.labels, labels[chosen]) and np.array_equal(selection.pool_counts, np.bincount(labels, minlength=10))
         assert selection.pool_noise == pytest.approx(noise.mean()) and np.array_equal(selection.pool.take(chosen), images[chosen])
     assert sorted(os.listdir(tmp_path)) == ['selection.csv', 'selection.npz', 'thumbnails.npz']
-    for other in (pool_of(images, name='another[{}]'), pool_of(255 - images), pool_of(images[:-1])):
+    moved = score_and_select(tmp_path, pool_of(images, name='another[{}]'), teacher, rule)
+    assert np.array_equal(moved.chosen, chosen)
+    for other in (pool_of(255 - images), pool_of(images[:-1]), pool_of(images[::-1]), pool_of(images[..., ::-1])):
         text = error_of(score_and_select, tmp_path, other, teacher, rule)
         assert '--run NAME' in text and str(tmp_path / 'selection.csv') in text
 

@@ -23,6 +23,7 @@ from utils import (
     read_checked,
     read_json,
     read_json_lines,
+    read_seal,
     say,
     warn,
     write_json,
@@ -228,6 +229,10 @@ class Part:
             raise UserError(f'{self.file} holds {len(array)} images, and held {self.count}: delete {self.file.parent}')
         mapped = torch.from_file(str(self.file), size=array.offset + array.size, dtype=torch.uint8)
         return mapped[array.offset :].view(array.shape).numpy()
+
+    def seal(self):
+        """Bytes that change with the pixels."""
+        return read_seal(self.file)
 
     def names(self):
         return self.verified(read_names, self.file.with_suffix('.txt'))

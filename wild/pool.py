@@ -16,7 +16,7 @@ from torchvision import datasets
 
 import distributed
 from training import free_memory
-from utils import UserError, first_line, read_seal, say
+from utils import UserError, first_line, say
 from wild import demo
 from wild.decode import Part, decode_dataset, decode_files, fingerprints, jobs_of
 from wild.reading import Decoder, decode_job
@@ -76,7 +76,7 @@ class Pool:
         """Of what the pool holds, and in which order, whatever its name and those of its images: by the checksums of its parts."""
         digest = hashlib.sha256()
         for part in self.parts:
-            digest.update(read_seal(part.file))
+            digest.update(part.seal())
         return digest.hexdigest()
 
     def names(self):
@@ -163,7 +163,7 @@ def stream_part(wild, task, apart=False):
 
 def source_of(job):
     if isinstance(job, Part):
-        return read_seal(job.file).hex()
+        return job.seal().hex()
     paths, piece = (job, '') if isinstance(job, list) else (job[:1], job[1:])
     lines = [os.path.basename(line) for line in fingerprints(paths, changed=False)]
     return hashlib.sha256(repr((lines, piece)).encode('utf-8', 'surrogateescape')).hexdigest()
