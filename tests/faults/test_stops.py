@@ -75,8 +75,11 @@ class Forked:
 
     def wait(self):
         code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        until = time.monotonic() + 20
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.pid, 0)
+            while time.monotonic() < until:  # a git that was just asked for the commit ends by itself
+                os.killpg(self.pid, 0)
+                time.sleep(0.01)
             pytest.fail('a process is left')
         return code
 
