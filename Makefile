@@ -29,7 +29,7 @@ test: $(VENV)/test
 
 # every fault in full, and the table of docs/reliability.md
 faults: $(VENV)/test
-	FAULTS=results/faults.jsonl $(PY) -m pytest -n 2 --dist loadfile -m '' tests/faults
+	FAULTS=tests/faults/tried.jsonl $(PY) -m pytest -n 2 --dist loadfile -m '' tests/faults
 	$(PY) report.py --readme docs/reliability.md
 
 # flags: make bench BENCH_FLAGS='--photos DIR --check'
