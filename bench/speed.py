@@ -37,6 +37,7 @@ from training import pick_device
 from utils import UserError, run_script
 from wild.pixels import to_array
 from wild.pool import Wild, open_pool
+from wild.reading import Decoder
 
 PHOTOS = ('.jpg', '.jpeg', '.png')
 NEED = {'decode': 1.5, 'load': 20, 'score': 3.5, 'distil': 3.8, 'teacher': 3, 'dafl': 4.5, 'muon': 0.9}  # ours over plain, at least
@@ -91,7 +92,7 @@ class Work:
 @functools.cache
 def opened(teacher_file, photos, cache):
     """(Teacher, Pool), once a process."""
-    return load_teacher(teacher_file, 'cifar10', CIFAR, CPU, 'auto'), open_pool(Wild([photos], SIZE, 3, 'data', cache, WORKERS))
+    return load_teacher(teacher_file, 'cifar10', CIFAR, CPU, 'auto'), open_pool(Wild([photos], SIZE, 3, 'data', cache, Decoder(WORKERS)))
 
 
 # ---------------------------------------------------------------- rows

@@ -206,8 +206,8 @@ def test_onnx_gives_the_same_with_any_batch_and_with_one(repo, tmp_path):
     for package in ('onnx', 'onnxscript', 'onnxruntime'):
         pytest.importorskip(package)
     x = torch.randn(2, 3, 16, 16)
-    with export.quiet():
-        export.write_onnx(repo.net, x, tmp_path / 'free.onnx')
+    with export.quiet(), open(tmp_path / 'free.onnx', 'wb') as file:
+        export.write_onnx(repo.net, x, file)
         torch.onnx.export(repo.net, (x[:1],), tmp_path / 'one.onnx', dynamo=True, external_data=False)
     images = torch.randint(256, (5, 3, 16, 16), dtype=torch.uint8)
     plain = teacher_of(repo, 'mine.py:ready', size=16).logits(images)

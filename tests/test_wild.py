@@ -210,11 +210,11 @@ def test_shards_of_large_images_are_read_in_pieces(contents, tmp_path, wild_of, 
     monkeypatch.setattr(decode, 'CHUNK', 9)  # of 64 x 64
     wild = wild_of(file, size=96)
     parts, pool = list(open_stream(wild)), wild_pool.open_pool(wild)
-    assert [len(names) for *_, names, _ in parts] == [4, 2] == [part.count for part in pool.parts]
+    assert [len(part.names) for part in parts] == [4, 2] == [part.count for part in pool.parts]
     expected = wild_pool.open_pool(wild_of(tmp_path / 'photos', size=96)).take(range(6))
     assert expected.shape == (6, 3, 96, 96) and torch.equal(pool.take(range(6)), expected)
-    assert np.array_equal(np.concatenate([x for _, x, *_ in parts]), expected)
-    assert list(pool.names()) == [f'{file}#{i}' for i in range(6)] == [name for *_, names, _ in parts for name in names]
+    assert np.array_equal(np.concatenate([part.images for part in parts]), expected)
+    assert list(pool.names()) == [f'{file}#{i}' for i in range(6)] == [name for part in parts for name in part.names]
 
 
 def test_content_decides_what_is_an_image_and_what_is_left_out_is_counted_by_kind(contents, tmp_path, pool_of, capfd):
@@ -295,10 +295,10 @@ def test_folders_a_set_and_the_demo_are_joined_and_streamed(tmp_path, pool_of, w
     (tmp_path / 'a' / 'broken.png').write_bytes(b'no image')
     for workers in (0, 2):
         parts = list(open_stream(wild_of(*sources, workers=workers)))
-        numbers = [number for number, *_ in parts]
-        assert numbers == sorted(set(numbers)) and [name for *_, some, _ in parts for name in some] == names
-        assert np.array_equal(np.concatenate([images for _, images, *_ in parts]), pool.take(range(len(pool))))
-        assert [skip.image for *_, skipped in parts for skip in skipped] == [str(tmp_path / 'a' / 'broken.png')]
+        numbers = [part.number for part in parts]
+        assert numbers == sorted(set(numbers)) and [name for part in parts for name in part.names] == names
+        assert np.array_equal(np.concatenate([part.images for part in parts]), pool.take(range(len(pool))))
+        assert [skip.image for part in parts for skip in part.skipped] == [str(tmp_path / 'a' / 'broken.png')]
     assert len(whole(tmp_path / 'cache')) == 4  # as before: nothing of the folders was kept
 
 

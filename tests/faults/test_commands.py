@@ -120,7 +120,7 @@ def test_every_numeric_flag_at_its_extremes(name, ready, tally, monkeypatch):
     folder, words = ready
     monkeypatch.chdir(folder)
     if not (folder / 'teacher.pt').is_file():
-        assert run('teacher-train', [*words['teacher-train'], '--run', 'teacher'])[0] == 0
+        assert run('teacher-train', [*words['teacher-train'], '--run', 'teacher'])[0] in (0, None)
         (folder / 'runs' / 'teacher' / 'teacher.pt').rename(folder / 'teacher.pt')
     flags = numeric_flags(name)
     assert len(flags) >= 10
