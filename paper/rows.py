@@ -49,6 +49,7 @@ ROWS = {row.id: row for row in [  # tables without a given order have this one
     Row('balanced', 'DFND, the cleanest of each class', 'unlabeled', DFNDS, DFND, '{recipe} --select balanced'),
     Row('all', 'All wild images', 'unlabeled', None, DFND, '{recipe} --select all'),
     Row('dfnd', 'DFND', 'unlabeled', DFNDS, DFND, '{base}'),
+    Row('large-pool', 'DFND, 30,000 images, 600,000 seen', 'unlabeled', DFNDS, DFND, '{base} --num_select 30000 --epochs 20'),
     Row('dfnd-released', "DFND, today's published file", 'unlabeled', DFNDS, DFND, '--recipe released'),
     Row('dfnd-first-upload', 'DFND, the first upload', 'unlabeled', DFNDS, DFND, '--recipe first-upload'),
     Row('dfnd-corrected', 'DFND, corrected', 'unlabeled', DFNDS, DFND, '{base}'),
