@@ -49,7 +49,7 @@ def parse():
                    help='stop after so many batches, in place of --epochs: to compare selections of different size')
     arguments.add_optimizer_arguments(g)
     g.add_argument('--T', type=positive, help='temperature of the distillation')
-    g.add_argument('--T_power', type=at_least(int, 0), help='the distillation loss is multiplied by T to this power: 2 as published')
+    g.add_argument('--T_power', type=at_least(int, 0, high=8), help='the distillation loss is times T to this power: 2 as published')
     g.add_argument('--loss', choices=LOSSES, help='terms of the loss: kd, distillation; nll, the noise-adapted likelihood; ce, cross '
                    "entropy without the adaptation matrix (default: the recipe's, or kd+ce with --transfer_set original)")
     g.add_argument('--augment', action=flag, help='random crop, and flip where the classes allow it')
