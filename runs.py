@@ -211,9 +211,11 @@ class Run:
         self._pause()
 
     def _check(self):
-        """Raises UserError where a loss or a weight is not finite; all processes call it at the same step."""
+        """The state of the means. Raises UserError where a loss or a weight is not finite; all processes call it at the same step."""
+        means = self.means.state()
         good = f'the last good state is {self.folder / SAVED[0]}, of step {self.good}' if self.good else 'nothing was saved before'
-        training.check_finite(self.means.state()['sums'], self.net.parameters(), f'by step {self.step} ({good})')
+        training.check_finite(means['sums'], self.net.parameters(), f'by step {self.step} ({good})')
+        return means
 
     def _pause(self):
         asked = self.agreement.ask(stops.asked(), self._due(60 * self.settings.save_minutes))
@@ -231,10 +233,8 @@ class Run:
 
     def _save(self):
         """Writes last.pt; all processes call it at the same step. See `_check`."""
-        begun, inside = time.monotonic(), None
-        if self.done:
-            self._check()
-            inside = {'done': self.done, 'lr': self.lr, 'means': self.means.state()}
+        begun = time.monotonic()
+        inside = {'done': self.done, 'lr': self.lr, 'means': self._check()} if self.done else None
         if distributed.rank() == 0:
             state = {k: v.state_dict() if hasattr(v, 'state_dict') else v.detach() for k, v in self.state.items()}
             last, previous = (self.folder / name for name in SAVED)

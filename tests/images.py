@@ -61,6 +61,16 @@ def write_mnist(raw):
     return content
 
 
+def write_small_world(folder, wild):
+    """For whole runs of the scripts: MNIST's files of 96 and 40 random digits in data/, and `wild` images of 8 x 8 in wild/."""
+    for part, count in (('train', 96), ('t10k', 40)):
+        write_idx(folder / f'data/MNIST/raw/{part}-images-idx3-ubyte', random_images(count, 28, 28, seed=count))
+        write_idx(folder / f'data/MNIST/raw/{part}-labels-idx1-ubyte', (np.arange(count) % 10).astype(np.uint8))
+    (folder / 'wild').mkdir()
+    for i, image in enumerate(random_images(wild, 8, 8, seed=2)):
+        Image.fromarray(image).save(folder / 'wild' / f'{i:04}.bmp')
+
+
 def reference(image, channels):
     """The image, or the file, by torchvision's pil_loader and Resize, sixteen-bit grey scaled to eight, and without transparency."""
     if not isinstance(image, Image.Image):

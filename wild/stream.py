@@ -4,13 +4,24 @@ import contextlib
 import json
 import shutil
 import time
-import zipfile
 
 import numpy as np
 import torch
 
 import distributed
-from selection import BATCH, BY_CLASS, Selection, check_finite, is_whole, lowest_first, rank_in_class, scores_of, select, write_selection
+from selection import (
+    BATCH,
+    BY_CLASS,
+    UNREADABLE,
+    Selection,
+    check_finite,
+    is_whole,
+    lowest_first,
+    rank_in_class,
+    scores_of,
+    select,
+    write_selection,
+)
 from training import free_memory
 from utils import LocalError, UserError, checked, progress, say, written_aside
 from wild.decode import DECODER, Part, check_away, read_skipped, save_part, tell_skipped, write_skipped
@@ -155,7 +166,7 @@ class Journal:
         self.folder.mkdir(exist_ok=True)
         found, seen = [], set()
         for file in self.folder.iterdir():
-            with contextlib.suppress(UserError, OSError, ValueError, LookupError, zipfile.BadZipFile), np.load(checked(file)) as f:
+            with contextlib.suppress(*UNREADABLE), np.load(checked(file)) as f:
                 if str(f['key']) == self.key:
                     found.append((file, {int(number): source for number, source in json.loads(str(f['parts'])).items()}))
         found.sort(key=lambda one: -len(one[1]))

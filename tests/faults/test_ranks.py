@@ -6,12 +6,10 @@ import subprocess
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import scripts
 import torch
-from images import random_images, write_idx
-from PIL import Image
+from images import write_small_world
 from scripts import ROOT
 
 from utils import read_json, read_json_lines
@@ -25,12 +23,7 @@ DFND = (ROOT / 'DFND-train.py', *COMMON, '--teacher', 'teacher', '--wild', 'wild
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp('ranks')
-    for part, count in (('train', 96), ('t10k', 40)):
-        write_idx(folder / f'data/MNIST/raw/{part}-images-idx3-ubyte', random_images(count, 28, 28, seed=count))
-        write_idx(folder / f'data/MNIST/raw/{part}-labels-idx1-ubyte', (np.arange(count) % 10).astype(np.uint8))
-    (folder / 'wild').mkdir()
-    for i, image in enumerate(random_images(1100, 8, 8, seed=2)):  # two parts
-        Image.fromarray(image).save(folder / 'wild' / f'{i:04}.bmp')
+    write_small_world(folder, wild=1100)  # two parts
     scripts.run('teacher-train.py', *COMMON, '--epochs', 1, '--run', 'teacher', cwd=folder)
     (folder / 'runs/teacher').rename(folder / 'teacher')
     return folder

@@ -11,11 +11,10 @@ import sys
 import time
 import traceback
 
-import numpy as np
 import pytest
 import scripts
 import torch
-from images import random_images, write_idx
+from images import write_small_world
 from PIL import Image
 
 import runs
@@ -88,12 +87,7 @@ class Forked:
 def folder(tmp_path_factory):
     """A small MNIST, a teacher of it, and 2,100 wild images in the cache, in three parts, without their scores."""
     folder = tmp_path_factory.mktemp('stops')
-    for part, count in (('train', 96), ('t10k', 40)):
-        write_idx(folder / f'data/MNIST/raw/{part}-images-idx3-ubyte', random_images(count, 28, 28, seed=count))
-        write_idx(folder / f'data/MNIST/raw/{part}-labels-idx1-ubyte', (np.arange(count) % 10).astype(np.uint8))
-    (folder / 'wild').mkdir()
-    for i, image in enumerate(random_images(2100, 8, 8, seed=2)):
-        Image.fromarray(image).save(folder / 'wild' / f'{i:04}.bmp')
+    write_small_world(folder, wild=2100)
     scripts.run('teacher-train.py', *COMMON, '--epochs', 1, '--run', 'teacher', cwd=folder)
     shutil.copytree(folder / 'runs/teacher', folder / 'teacher')
     scripts.run('DFND-train.py', *COMMON, *STUDENT, '--score_only', '--run', 'decoded', cwd=folder)
