@@ -119,7 +119,8 @@ def main():
         return
 
     # ---------------------------------------------------------------- student and generator
-    optimizers = training.make_optimizer(s.optimizer, student.parameters(), s.lr), torch.optim.Adam(generator.parameters(), lr=s.lr_G)
+    optimizers = (training.make_optimizer(s.optimizer, student.parameters(), s.lr, s.amp),
+                  torch.optim.Adam(generator.parameters(), lr=s.lr_G))
     run.start('student', student, teacher.facts(arch=arch, width=width), generator=generator, optimizer_S=optimizers[0],
               optimizer_G=optimizers[1])
     say(f'student: {arch}, width {width}, {count_parameters(student):,} parameters; generator: {count_parameters(generator):,}')

@@ -250,7 +250,7 @@ def main():
 
     # ---------------------------------------------------------------- student
     theta = torch.zeros(teacher.classes, teacher.classes - 1, device=device, requires_grad=True)
-    optimizer = training.make_optimizer(s.optimizer, student.parameters(), s.lr)
+    optimizer = training.make_optimizer(s.optimizer, student.parameters(), s.lr, s.amp)
     optimizer_theta = torch.optim.Adam([theta], lr=s.lr_theta)
     run.start('student', student, teacher.facts(arch=arch, width=width), theta=theta, optimizer=optimizer,
               optimizer_theta=optimizer_theta)

@@ -89,7 +89,7 @@ def main():
     # ---------------------------------------------------------------- network
     training.seed_init(s.seed, 'teacher')
     net = training.to_device(build(s.arch, s.width, info.classes, info.channels), device)
-    optimizer = training.make_optimizer(s.optimizer, net.parameters(), s.lr)
+    optimizer = training.make_optimizer(s.optimizer, net.parameters(), s.lr, s.amp)
     normalise = Normalise(info.mean, info.std, device)
     run.start(method, net, info.facts(s.dataset, s.arch, s.width), optimizer=optimizer)
     count = len(train.labels)

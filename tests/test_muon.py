@@ -21,6 +21,30 @@ def test_orthogonalise_keeps_the_singular_vectors_and_brings_the_values_near_one
     torch.testing.assert_close(orthogonalise(1000 * matrix), orthogonalise(matrix))  # blind to the gradient's size
 
 
+def test_orthogonalise_is_the_iteration_of_newton_and_schulz():
+    torch.manual_seed(0)
+    matrix = torch.randn(30, 200)
+    x = matrix / matrix.norm()
+    for _ in range(3):
+        gram = x @ x.T
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    torch.testing.assert_close(orthogonalise(matrix), x, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(orthogonalise(matrix.bfloat16()).float(), x, rtol=0, atol=0.05 * x.abs().max().item())
+
+
+def test_large_filter_banks_turn_in_bfloat16_where_the_training_does():
+    torch.manual_seed(0)
+    bank = torch.randn(128, 16, 3, 3)
+    moved = []
+    for amp in ('off', 'bf16'):
+        p = bank.clone().requires_grad_()
+        p.grad = torch.randn(bank.shape, generator=torch.Generator().manual_seed(1))
+        make_optimizer('muon', [p], 0.1, amp).step()
+        moved.append(p.detach())
+    assert not torch.equal(*moved)
+    torch.testing.assert_close(*moved, rtol=0, atol=1e-3)
+
+
 def test_a_step_turns_filter_banks_at_a_fixed_norm_and_moves_the_rest_as_sgd_does():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8 * 36, 5)).to(memory_format=torch.channels_last)

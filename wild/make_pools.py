@@ -18,6 +18,7 @@ from PIL import Image
 
 from utils import UserError, bad_usage, run_script, say, written_aside
 from wild.kinds import SIZE, coloured, noise, page, texture
+from wild.reading import Decoder
 from wild.sources import find_images
 
 
@@ -34,7 +35,7 @@ def write(folder, images):
 
 def some(folder, random, count):
     """The paths of up to `count` images of a folder, in a random order."""
-    paths = list(find_images(folder))
+    paths = list(find_images(folder, Decoder()))
     return [os.path.abspath(paths[i]) for i in random.permutation(len(paths))[:count]]
 
 

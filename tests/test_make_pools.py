@@ -1,0 +1,38 @@
+"""The pools of which a share is of other kinds, as lists of paths that --wild takes."""
+from pathlib import Path
+
+import pytest
+from images import write_images
+from scripts import command
+
+from utils import UserError
+from wild import make_pools
+
+
+def made(monkeypatch, out, *words):
+    monkeypatch.setattr('sys.argv', ['make_pools', *map(str, words), '--out', str(out)])
+    make_pools.main()
+    return {int(file.stem[-2:]): file.read_text().split() for file in sorted(out.glob('share-*.txt'))}
+
+
+def test_a_pool_has_its_share_of_other_kinds_and_the_same_seed_gives_it_again(tmp_path, monkeypatch, capsys):
+    for name in ('photos', 'faces', 'glyphs'):
+        write_images(tmp_path / name, 40)
+    words = ['--relevant', tmp_path / 'photos', '--others', tmp_path / 'faces', '--characters', tmp_path / 'glyphs', '--size', 40]
+    pools = made(monkeypatch, tmp_path / 'one', *words)
+    assert '5 pools of 40' in capsys.readouterr().out and list(pools) == [0, 50, 80, 95, 99]
+    for share, paths in pools.items():
+        assert len(set(paths)) == 40 and all(Path(path).is_file() for path in paths)
+        assert sum(Path(path).parent.name != 'photos' for path in paths) == 40 * share // 100
+    assert set(pools[0]) > set(pools[50]) - set(pools[99])  # the relevant images that stay are the same ones
+    again = made(monkeypatch, tmp_path / 'two', *words)
+    assert [[path.replace('/two/', '/one/') for path in paths] for paths in again.values()] == list(pools.values())
+    with pytest.raises(UserError, match='lower --size, or name more folders'):
+        made(monkeypatch, tmp_path / 'three', *words, '--size', 400)
+
+
+def test_it_runs_as_a_command(tmp_path):
+    write_images(tmp_path / 'glyphs', 12, grey=True)
+    done = command('-m', 'wild.make_pools', '--channels', 1, '--relevant', tmp_path / 'glyphs', '--size', 8, '--shares', 0, '--out',
+                   'pools', cwd=tmp_path)
+    assert '1 pools of 8' in done.stdout
