@@ -116,7 +116,7 @@ BUDGETS = {
         'all': '--steps 1176 --batch_size 128',  # whatever the pool's size
         'n2500': '--epochs 60 --batch_size 128', 'n5000': '--epochs 30 --batch_size 128',
         'seen-half': '--num_select 10000 --steps 592 --batch_size 128', 'seen-double': '--num_select 10000 --epochs 30 --batch_size 128'},
-    ('cifar', 'pools'): {'teacher': '--width 16', 'wild': '--width 8 --num_select 2500 --steps 100 --test_every 5'},
+    ('cifar', 'pools'): {'teacher': '--width 16', 'wild': '--width 8 --num_select 2500 --steps 200 --test_every 10'},
     ('MNIST', 'pools'): {'wild': '--num_select 2000 --steps 400 --test_every 100'},
     ('MNIST', 'full'): MNIST,
     ('MNIST', 'study'): MNIST | {'dafl': '--epochs 20'},
