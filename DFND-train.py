@@ -152,6 +152,9 @@ def transfer_from_wild(run, s, teacher, wild, pool):
     selection = select(run.folder, images, scorer, rule)
     for line in selection.describe(teacher.class_names):
         say(line)
+    if np.count_nonzero(selection.pool_counts) == 1:
+        warn(f'the teacher takes all {selection.pool_counts.sum()} wild images for {teacher.class_names[selection.labels[0]]}, so that a '
+             'student learns of no other class: check --mean, --std and --channels, or give other images')
     images = None if s.score_only else selection.pool.reader(selection.chosen, teacher.device)
     weights = selection.class_weights().to(teacher.device) if s.class_weights else None
     return TransferSet(images, None, weights, scorer.normalise), selection

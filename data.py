@@ -16,7 +16,7 @@ import distributed
 from networks import SIZE, Normalise
 from training import ahead, rng
 from utils import UserError, first_line, say, warn
-from wild.classes import PARTS, check_same, class_folders, class_order, find_part, read_classes, statistics
+from wild.classes import PARTS, check_same, class_folders, class_order, find_part, in_order, read_classes, statistics
 from wild.pixels import to_array
 from wild.pool import Pool
 from wild.reading import HERE
@@ -36,6 +36,7 @@ class DatasetInfo(NamedTuple):
     wild: tuple  # the default pool
     names: tuple = ()
     size: int = SIZE  # its images are resized to (channels, size, size)
+    counts: tuple = ()  # its training and test images, where their number is known
 
     def facts(self, name, arch, width):
         """The facts of a network for this data set; see networks.save_network."""
@@ -48,17 +49,19 @@ class DatasetInfo(NamedTuple):
         return self._replace(size=teacher.size, names=self.names or teacher.class_names, **known)
 
 
-MNIST = DatasetInfo(10, 1, (0.1307,), (0.3081,), False, 'lenet5', 'lenet5half', ('emnist', 'usps'), tuple('0123456789'))
+MNIST = DatasetInfo(10, 1, (0.1307,), (0.3081,), False, 'lenet5', 'lenet5half', ('emnist', 'usps'), tuple('0123456789'),
+                    counts=(60_000, 10_000))
 CIFAR = DatasetInfo(10, 3, (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010), True, 'resnet34', 'resnet18', ('stl10',),
-                    ('airplane', 'automobile', 'bird', 'cat', 'deer', 'dog', 'frog', 'horse', 'ship', 'truck'))
+                    ('airplane', 'automobile', 'bird', 'cat', 'deer', 'dog', 'frog', 'horse', 'ship', 'truck'), counts=(50_000, 10_000))
 DATASETS = {
     'MNIST': MNIST,
     'FashionMNIST': MNIST._replace(mean=(0.2860,), std=(0.3530,), names=(
         'T-shirt/top', 'Trouser', 'Pullover', 'Dress', 'Coat', 'Sandal', 'Shirt', 'Sneaker', 'Bag', 'Ankle boot')),
     'cifar10': CIFAR,
     'cifar100': CIFAR._replace(classes=100, names=()),  # normalised as CIFAR-10 is, as published
-    'mnist5k': MNIST._replace(wild=('demo',)),
-    'folder': CIFAR._replace(classes=None, channels=None, mean=(), std=(), wild=(), names=()),  # the user's class folders, in --data
+    'mnist5k': MNIST._replace(wild=('demo',), counts=()),
+    # the user's class folders, in --data
+    'folder': CIFAR._replace(classes=None, channels=None, mean=(), std=(), wild=(), names=(), counts=()),
 }
 
 
@@ -170,11 +173,6 @@ def split_of(pixels, labels, info):
     return Split(torch.from_numpy(images), torch.as_tensor(labels, dtype=torch.int64))
 
 
-def plain(name):
-    """A class's name as a folder may spell it: 'Ankle_boot' is 'Ankle boot'."""
-    return ''.join(c for c in name.casefold() if c.isalnum())
-
-
 def load_folder(folder, train, info, cache_dir, decoder):
     """folder/{train,test}/<class>/**: the classes are in the data set's order where the folders have its names, by number where
     they are numbers, and else in alphabetical order, as torchvision's ImageFolder's, with a word about it."""
@@ -190,14 +188,10 @@ def load_folder(folder, train, info, cache_dir, decoder):
         classes = sorted(classes, key=int)
     elif info.names:
         say(f"the class folders of {part} don't have the data set's names: labels 0 to {len(classes) - 1} are {', '.join(classes)}")
-    return load_classes(part, classes, info, cache_dir, decoder)
-
-
-def in_order(folders, names):
-    """The class folders in the order of `names`, however they are spelt; None where they are others."""
-    spelt = {plain(name): name for name in folders}
-    same = len(spelt) == len(folders) and spelt.keys() == set(map(plain, names))
-    return [spelt[plain(name)] for name in names] if same else None
+    split = load_classes(part, classes, info, cache_dir, decoder)
+    if info.counts and len(split.labels) != (right := info.counts[not train]):
+        warn(f'{part} holds {len(split.labels)} images, and {folder.name} has {right}: an accuracy on them is not that of others')
+    return split
 
 
 def own_order(root, part, info):

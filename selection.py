@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 import distributed
 from training import ahead, rng
-from utils import Damaged, UserError, checked, first_line, progress, warn, written_aside
+from utils import Damaged, LocalError, UserError, checked, first_line, progress, warn, written_aside
 
 BY_CLASS = ('gumbel', 'balanced', 'class-random')  # the same number of every predicted class
 SELECT = (*BY_CLASS, 'confidence', 'random', 'all')
@@ -127,11 +127,11 @@ def score(teacher, pool, batch_size=BATCH):
                 all_of[rows] = some.cpu().numpy()
             bar.update(len(images) * distributed.world())
             if rows.stop == spans[number].stop:
+                check_teacher(*(all_of[spans[number]] for all_of in scores))
                 with contextlib.suppress(OSError), written_aside(files[number]) as file:  # a cache that can only be read serves too
                     np.savez(file, *(all_of[spans[number]] for all_of in scores))
     for all_of in scores:
         all_of[:] = distributed.total(torch.from_numpy(all_of).to(teacher.device)).cpu().numpy()  # every other process holds 0 there
-    check_finite(scores[0])
     return scores
 
 
@@ -141,16 +141,19 @@ def read_scores(file, scores):
         with np.load(checked(file)) as kept:
             for all_of, name in zip(scores, kept.files, strict=True):
                 all_of[:] = kept[name]
+        return bool(np.isfinite(scores[0]).all())
     except UNREADABLE:  # none, or a damaged one
         return False
-    return True
 
 
-def check_finite(noise):
-    bad = np.count_nonzero(~np.isfinite(noise))
-    if bad:
-        raise UserError(f'the teacher gives {bad} of {len(noise)} wild images a noise that is not finite: try --amp off, or check the '
-                        'teacher')
+def check_teacher(noise, energy, labels):
+    """Raises LocalError for a part's scores, (n,) each, that no working teacher gives: before the rest of the pool is scored."""
+    if bad := np.count_nonzero(~np.isfinite(noise)):
+        raise LocalError(f'the teacher gives {bad} of {len(noise)} wild images a noise that is not finite: try --amp off, or check the '
+                         'teacher')
+    if len(noise) >= BATCH and all(np.ptp(values) == 0 for values in (noise, energy, labels)):
+        raise LocalError(f'the teacher gives {len(noise)} wild images one and the same output: check its weights, and that the images are '
+                         'not all the same')
 
 
 # ---------------------------------------------------------------- select

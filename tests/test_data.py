@@ -277,6 +277,16 @@ def opened_folder(root, train=True, size=32, channels=None):
 COUNTS = {'Dog': 3, 'cat': 2, '10': 1, '9': 1}
 
 
+@pytest.mark.parametrize('train, right', [(True, 50_000), (False, 10_000)])
+def test_a_known_data_set_with_another_number_of_images_is_told(train, right, tmp_path, no_network, capfd):
+    for c in data.CIFAR.names:
+        write_images(tmp_path / 'cifar10' / ('train' if train else 'test') / c, 2)
+    assert len(data.load('cifar10', tmp_path, train, tmp_path / 'cache').labels) == 20
+    told = capfd.readouterr().err
+    assert 'holds 20 images' in told and f'cifar10 has {right}' in told
+
+
+
 @pytest.mark.parametrize('test', ['test', 'val'])
 @pytest.mark.parametrize('order', [None, ['cat', 'Dog', '9', '10']])
 def test_class_folders_are_read_as_imagefolder_reads_them_or_in_the_order_of_classes_txt(order, test, tmp_path):

@@ -6,6 +6,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from images import write_images
 from PIL import Image
 from scripts import ROOT, command, error, result, run, start, untimed, weights
 
@@ -199,6 +200,15 @@ def test_the_short_recipe_learns_by_muon_from_an_energetic_selection(photos):
     rows = read_json_lines(photos / 'runs' / r['run'] / 'metrics.jsonl')
     assert rows[-1]['loss'] < 0.5 * rows[0]['loss']
     assert [row['epoch'] for row in rows if row['top1'] is not None] == [3, 6, 9, 12, 15, 18, 20]  # --test_every 3, and the last
+
+
+def test_a_pool_that_the_teacher_takes_for_one_class_is_told(digits, tmp_path):
+    write_images(tmp_path / 'wild', 12)
+    for path in (tmp_path / 'wild').iterdir():
+        Image.new('L', (28, 28)).save(path)
+    done = run('DFND-train.py', '--dataset', 'mnist5k', '--teacher_dir', digits / 'runs', '--wild', 'wild', '--num_select', 6, '--score_only',
+               cwd=tmp_path)
+    assert 'takes all 12 wild images for' in done.stderr and '--mean' in done.stderr
 
 
 def test_dfnd_runs_without_test_data(photos, tmp_path, no_network):

@@ -100,6 +100,16 @@ def test_score_sees_normalised_images_keeps_no_graph_and_counts_what_is_not_fini
     assert '2 of 5' in error_of(score, teacher_of(lambda x: torch.where(x > 0, float('nan'), x).flatten(1)), pool_of(images))
 
 
+def test_a_teacher_of_one_output_is_told_before_the_rest_of_the_pool_is_scored():
+    images, read = random_images(200, 1, 4, 4), []
+    parts = [Part(images), Part(images)]
+    dead = teacher_of(lambda x: read.append(len(x)) or torch.ones(len(x), 10) * torch.arange(10.0))
+    text = error_of(score, dead, Pool(parts, 'made up'))
+    assert 'one and the same output' in text and '200' in text and sum(read) <= 400 - 128
+    score(dead, pool_of(images[:50]))  # so few may be alike
+
+
+
 def slow(noise, labels, num_select, how, num_classes):
     order = sorted(range(len(noise)), key=lambda i: (noise[i], i))
     kept = []

@@ -38,6 +38,18 @@ def class_order(root, part):
     return listed
 
 
+def plain(name):
+    """A class's name as a folder may spell it: 'Ankle_boot' is 'Ankle boot'."""
+    return ''.join(c for c in name.casefold() if c.isalnum())
+
+
+def in_order(folders, names):
+    """The class folders in the order of `names`, however they are spelt; None where they are others."""
+    spelt = {plain(name): name for name in folders}
+    same = len(spelt) == len(folders) and spelt.keys() == set(map(plain, names))
+    return [spelt[plain(name)] for name in names] if same else None
+
+
 def check_same(names, others, where, other):
     """Raises UserError where two lists of classes do not hold the same names."""
     for some, place, rest, lacking in ((names, where, others, other), (others, other, names, where)):

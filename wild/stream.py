@@ -14,7 +14,7 @@ from selection import (
     BY_CLASS,
     UNREADABLE,
     Selection,
-    check_finite,
+    check_teacher,
     is_whole,
     lowest_first,
     rank_in_class,
@@ -202,7 +202,7 @@ def score_parts(parts, candidates, teacher, journal):
             batches = [scores_of(teacher, torch.from_numpy(part.images[i : i + BATCH].copy())) for i in range(0, len(part.names), BATCH)]
             if batches:
                 scores = [torch.cat(x).cpu().numpy() for x in zip(*batches)]
-                check_finite(scores[0])
+                check_teacher(*scores)
                 journal.keep(part, *candidates.add(part.number, part.images, part.names, scores))
             count += len(part.names) * distributed.world()
             bar.update(len(part.names) * distributed.world())
