@@ -206,8 +206,8 @@ def test_a_pool_that_the_teacher_takes_for_one_class_is_told(digits, tmp_path):
     write_images(tmp_path / 'wild', 12)
     for path in (tmp_path / 'wild').iterdir():
         Image.new('L', (28, 28)).save(path)
-    done = run('DFND-train.py', '--dataset', 'mnist5k', '--teacher_dir', digits / 'runs', '--wild', 'wild', '--num_select', 6, '--score_only',
-               cwd=tmp_path)
+    done = run('DFND-train.py', '--dataset', 'mnist5k', '--teacher_dir', digits / 'runs', '--wild', 'wild', '--num_select', 6,
+               '--score_only', cwd=tmp_path)
     assert 'takes all 12 wild images for' in done.stderr and '--mean' in done.stderr
 
 
