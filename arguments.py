@@ -29,7 +29,11 @@ class Parser(argparse.ArgumentParser):
         super().__init__(description=description, allow_abbrev=False, formatter_class=HelpFormatter)
 
     def parse_args(self, *words):
-        return expand_home(super().parse_args(*words))
+        """Raises UserError where --tensorboard lacks its packages."""
+        args = expand_home(super().parse_args(*words))
+        if getattr(args, 'tensorboard', False):
+            check_packages()
+        return args
 
     def error(self, message):
         unknown = message.removeprefix('unrecognized arguments: ')
@@ -179,10 +183,7 @@ class Settings(SimpleNamespace):
 
 
 def settle(args, recipe, /, **more):
-    """The Settings of the parsed `args`, with `recipe`'s, a dict, where a flag is not given. more: what follows from both. Raises UserError
-    where --tensorboard lacks its packages."""
-    if args.tensorboard:
-        check_packages()
+    """The Settings of the parsed `args`, with `recipe`'s, a dict, where a flag is not given. more: what follows from both."""
     return Settings(**{**recipe, **{k: v for k, v in vars(args).items() if v is not None or k not in recipe}, **more})
 
 

@@ -140,8 +140,9 @@ def say(line, file=None):
 
 
 def harmless(text):
-    """A text without letters that would move a terminal's cursor, or colour it: names come off the web."""
-    return ''.join(c if c.isprintable() or c in '\n\t' else repr(c)[1:-1] for c in text)
+    """A text, or any value as text, in which what a terminal or a browser would obey and not show, such as an escape or a change of
+    direction, is its code: names come off the web."""
+    return ''.join(c if c.isprintable() or c in '\n\t' else f'\\u{ord(c):04x}' for c in str(text))
 
 
 def warn(line):

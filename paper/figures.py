@@ -5,21 +5,15 @@ import itertools
 import numpy as np
 from matplotlib.figure import Figure
 
-from utils import checked, warn, written_aside
+from utils import checked, harmless, warn, written_aside
 
 COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000', '#999999')
 STYLES = ('-', '--', ':', '-.', (0, (8, 2)), (0, (3, 1, 1, 1, 1, 1)))
 
 
-def visible(value):
-    """A value as text; what a terminal or a browser would obey and not show, such as an escape or a change of direction, as its code."""
-    text = str(value)
-    return text if text.isprintable() else ''.join(c if c.isprintable() else f'\\u{ord(c):04x}' for c in text)
-
-
 def literal(name):
     """A name as matplotlib shows it, without a formula in it."""
-    return visible(name).replace('$', r'\$')
+    return harmless(name).replace('$', r'\$')
 
 
 def find_run(rows, file):

@@ -10,10 +10,10 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from paper.figures import arrays_of, draw_accuracy, draw_adaptation, draw_losses, find_run, visible
+from paper.figures import arrays_of, draw_accuracy, draw_adaptation, draw_losses, find_run
 from paper.results import METHODS, entries
 from paper.tables import order_seen, table1
-from utils import written_aside
+from utils import harmless, written_aside
 
 # the policy keeps a browser from loading or running anything, whatever the page holds
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
@@ -57,8 +57,8 @@ def write_page(path, title, tables):
 
 def tag(parent, name, text=None, /, **attributes):
     """A new element of `parent`; returns it. text, attributes: any value, shown as it is. `class_` is the attribute class."""
-    element = ET.SubElement(parent, name, {key.rstrip('_'): visible(value) for key, value in attributes.items()})
-    element.text = None if text is None else visible(text)
+    element = ET.SubElement(parent, name, {key.rstrip('_'): harmless(value) for key, value in attributes.items()})
+    element.text = None if text is None else harmless(text)
     return element
 
 
