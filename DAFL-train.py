@@ -3,8 +3,10 @@
     python teacher-train.py --dataset MNIST
     python DAFL-train.py --dataset MNIST                           # hours on a CPU; the paper has 98.20 %
     python DAFL-train.py --dataset MNIST --epochs 20               # a tenth of it: 20 minutes on two cores, 95 %
+    python DAFL-train.py --dataset MNIST --method dfad             # two hours of a core; its paper has 98.3 %
 
-Small batches hurt: at batch 64 people report half the accuracy.
+Small batches hurt: at batch 64 people report half the accuracy. --method dfad is its rival, Data-Free Adversarial Distillation (Fang et
+al., 2019): the same generator draws what the student gets most wrong.
 """
 
 import keep.stops  # isort: skip  # before torch, see there
@@ -19,13 +21,13 @@ import training
 from arguments import at_least
 from data import DATASETS, load_test
 from generator import Generator
-from losses import activation_loss, information_entropy_loss, kd_loss, one_hot_loss
+from losses import activation_loss, information_entropy_loss, kd_loss, logit_difference, one_hot_loss
 from networks import count_parameters
 from own.export import export, formats
 from own.student import make_student, run_name
 from own.teacher import Wanted, load_teacher, own_info
 from runs import Run
-from utils import progress, say
+from utils import UserError, progress, say
 from wild.reading import Decoder
 
 
@@ -35,9 +37,11 @@ def parse():
     g = arguments.add_common_arguments(parser, (*DATASETS, 'none'))
     arguments.add_teacher_arguments(parser)
     arguments.add_student_arguments(g)
+    g.add_argument('--method', choices=recipes.DATA_FREE, default='dafl', help='dafl: the generator draws what the teacher is sure of, all '
+                   'classes alike; dfad: where teacher and student differ most, a step after five of the student')
     g.add_argument('--epochs', '--n_epochs', type=at_least(int, 1),
                    help='each ends with an evaluation; the published number unless given')
-    g.add_argument('--epoch_steps', type=at_least(int, 1), help='steps of an epoch: 120 as published')
+    g.add_argument('--epoch_steps', type=at_least(int, 1), help="steps of an epoch: 120 as published; the generator's 50 of dfad")
     g.add_argument('--batch_size', type=at_least(int, 2), help='lower it only if memory runs out: the entropy term needs many images')
     g.add_argument('--lr', '--lr_S', type=positive, help="the student's learning rate")
     g.add_argument('--lr_G', type=positive, help="the generator's; lower it if the student's accuracy jumps about")
@@ -48,49 +52,95 @@ def parse():
     parser.set_defaults(dataset=None)
     args = parser.parse_args()
     args.dataset = args.dataset or (None if args.teacher_dir else 'MNIST')  # None: the one that the teacher's file names, or none
+    if given := [f'--{flag}' for flag in ('oh', 'ie', 'a') if args.method == 'dfad' and getattr(args, flag) is not None]:
+        raise UserError(f"--method dfad has none of DAFL's loss terms, so {', '.join(given)} means nothing there: leave it out")
     return args
 
 
 def settle(args, arch, width, teacher):
-    recipe = teacher.dataset if teacher.dataset in recipes.DAFL else 'cifar10' if teacher.channels == 3 else 'MNIST'
+    of = recipes.DATA_FREE[args.method]
+    recipe = teacher.dataset if teacher.dataset in of else 'cifar10' if teacher.channels == 3 else 'MNIST'
     return arguments.settle(
-        args, recipes.DAFL[recipe], arch=arch, width=width, loss='oh+ie+a+kd', dataset=teacher.dataset,
+        args, of[recipe], arch=arch, width=width, loss={'dafl': 'oh+ie+a+kd', 'dfad': 'l1'}[args.method], dataset=teacher.dataset,
         teacher=teacher.digest, device=teacher.device.type,
         amp=training.pick_amp(args.amp, teacher.device, 'generator'))  # of all three networks: the generator takes most of the time
 
 
 def train_epoch(epoch, run, teacher, networks, optimizers):
-    """s.epoch_steps steps of generator and student together, or what is left of them. networks, optimizers: (student's, generator's)."""
-    s, (student, generator), (optimizer_S, optimizer_G), device = run.settings, networks, optimizers, teacher.device
-    student.train()
-    generator.train()
+    """s.epoch_steps steps of generator and student, or what is left of them. networks, optimizers: (student's, generator's)."""
+    s, (optimizer_S, optimizer_G), device = run.settings, optimizers, teacher.device
+    for network in networks:
+        network.train()
     noise = training.rng(s.seed, 'latent', epoch)
-    for _ in range(run.done):  # of a run that goes on
-        torch.randn(s.batch_size, s.latent_dim, generator=noise)
+    first, last, weight = distributed.own(0, s.batch_size)
+
+    def draw():
+        return torch.randn(s.batch_size, s.latent_dim, generator=noise)[first:last].to(device)
+
+    step, draws = (dfad_step, s.student_steps + 1) if s.method == 'dfad' else (dafl_step, 1)
+    for _ in range(run.done * draws):  # of a run that goes on
+        draw()
     for _ in progress(range(run.done, s.epoch_steps), desc=f'epoch {epoch}/{s.epochs}', unit='step'):
         lr = training.learning_rate(s.lr, s.schedule, s.milestones, run.step, s.epochs * s.epoch_steps)
         training.set_lr(optimizer_S, lr)
-        first, last, weight = distributed.own(0, s.batch_size)
-        z = torch.randn(s.batch_size, s.latent_dim, generator=noise)[first:last].to(device)
-        with training.autocast(device, s.amp):
-            images = generator(z)  # (B, channels, size, size), already in the teacher's normalised space
-            t, feature = teacher.logits_and_features(images)
-            logits = student(images.detach())
-        t, logits = t.float(), logits.float()
-        p = distributed.mean_with_gradient(F.softmax(t, dim=1).mean(dim=0) * weight)  # (classes,), over the global batch
-        loss_oh, loss_ie, loss_a = one_hot_loss(t), information_entropy_loss(p), activation_loss(feature.float())
-        loss_kd = kd_loss(logits, t.detach(), T=1)
-        loss_mean = s.oh * loss_oh + s.a * loss_a + loss_kd  # a mean over this process's images; the entropy is over all
-        optimizer_G.zero_grad(set_to_none=True)
-        optimizer_S.zero_grad(set_to_none=True)
-        (loss_mean * weight + s.ie * loss_ie).backward()  # the generator learns from the first three terms, the student from the last
-        distributed.average_gradients(generator, student)
-        optimizer_G.step()
-        optimizer_S.step()
-        run.step_done(s.batch_size, weight, lr, loss=loss_mean + s.ie * loss_ie, loss_oh=loss_oh, loss_ie=loss_ie, loss_a=loss_a,
-                      loss_kd=loss_kd)
-    distributed.same_buffers(generator, student)
+        if s.method == 'dfad':
+            training.set_lr(optimizer_G, s.lr_G * lr / s.lr)
+        losses = step(s, draw, teacher, networks, optimizers, weight)
+        run.step_done(s.batch_size * s.student_steps, weight, lr, **losses)
+    distributed.same_buffers(*networks[::-1])
     run.means.read()  # waits for the device
+
+
+def dafl_step(s, draw, teacher, networks, optimizers, weight):
+    """One step of both on one batch (DAFL, section 3). draw: gives latents (b, latent_dim), this process's share of a batch; weight: see
+    distributed.own. Returns the losses."""
+    (student, generator), (optimizer_S, optimizer_G) = networks, optimizers
+    with training.autocast(teacher.device, s.amp):
+        images = generator(draw())  # (b, channels, size, size), already in the teacher's normalised space
+        t, feature = teacher.logits_and_features(images)
+        logits = student(images.detach())
+    t, logits = t.float(), logits.float()
+    p = distributed.mean_with_gradient(F.softmax(t, dim=1).mean(dim=0) * weight)  # (classes,), over the global batch
+    loss_oh, loss_ie, loss_a = one_hot_loss(t), information_entropy_loss(p), activation_loss(feature.float())
+    loss_kd = kd_loss(logits, t.detach(), T=1)
+    loss_mean = s.oh * loss_oh + s.a * loss_a + loss_kd  # a mean over this process's images; the entropy is over all
+    optimizer_G.zero_grad(set_to_none=True)
+    optimizer_S.zero_grad(set_to_none=True)
+    (loss_mean * weight + s.ie * loss_ie).backward()  # the generator learns from the first three terms, the student from the last
+    distributed.average_gradients(generator, student)
+    optimizer_G.step()
+    optimizer_S.step()
+    return dict(loss=loss_mean + s.ie * loss_ie, loss_oh=loss_oh, loss_ie=loss_ie, loss_a=loss_a, loss_kd=loss_kd)
+
+
+def dfad_step(s, draw, teacher, networks, optimizers, weight):
+    """s.student_steps of the student, each on a batch of its own, then one of the generator (DFAD, algorithm 1); see dafl_step. The
+    student's batch norms see the generator's batch too, as in the published code."""
+    (student, generator), (optimizer_S, optimizer_G), device = networks, optimizers, teacher.device
+    loss_student = 0
+    for _ in range(s.student_steps):
+        with training.autocast(device, s.amp):
+            with torch.no_grad():
+                images = generator(draw())
+            logits = student(images)
+        loss = logit_difference(logits.float(), teacher.logits(images))
+        optimizer_S.zero_grad(set_to_none=True)
+        (loss * weight).backward()
+        distributed.average_gradients(student)
+        optimizer_S.step()
+        loss_student = loss_student + loss.detach() / s.student_steps
+    student.requires_grad_(False)
+    with training.autocast(device, s.amp):
+        images = generator(draw())
+        t, _ = teacher.logits_and_features(images)
+        logits = student(images)
+    loss = -logit_difference(logits.float(), t.float())
+    optimizer_G.zero_grad(set_to_none=True)
+    (loss * weight).backward()
+    student.requires_grad_(True)
+    distributed.average_gradients(generator)
+    optimizer_G.step()
+    return dict(loss=loss_student, loss_generator=loss)
 
 
 @torch.no_grad()
@@ -108,18 +158,19 @@ def main():
     device = training.pick_device(args.device, args.rank_timeout)
     teacher = load_teacher(Wanted.of(args), args.dataset, DATASETS.get(args.dataset), device, args.amp)
     teacher.check_gradients()
-    student, arch, width = make_student(args, own_info(teacher).student, teacher, 'dafl')
+    student, arch, width = make_student(args, own_info(teacher).student, teacher, args.method)
     s = settle(args, arch, width, teacher)
-    generator = training.to_device(Generator(teacher.size, s.latent_dim, teacher.channels), device)  # right after the student, by one seed
+    generator = Generator(teacher.size, s.latent_dim, teacher.channels, s.generator_eps)  # right after the student, by one seed
+    generator = training.to_device(generator, device)
     test = load_test(s.dataset, s.data, s.cache_dir, Decoder.of(s), device, own_info(teacher))
     teacher_top1 = teacher.measure(test)
-    run = Run(s, run_name(s.dataset, 'dafl', arch, width, s.seed), device)
+    run = Run(s, run_name(s.dataset, s.method, arch, width, s.seed), device)
     arguments.say_settings(s)
     if run.finished():
         return
 
     # ---------------------------------------------------------------- student and generator
-    optimizers = (training.make_optimizer(s.optimizer, student.parameters(), s.lr, s.amp),
+    optimizers = (training.make_optimizer(s.optimizer, student.parameters(), s.lr, s.amp, s.weight_decay),
                   torch.optim.Adam(generator.parameters(), lr=s.lr_G))
     run.start('student', student, teacher.facts(arch=arch, width=width), generator=generator, optimizer_S=optimizers[0],
               optimizer_G=optimizers[1])
@@ -134,7 +185,7 @@ def main():
     if s.export and distributed.rank() == 0:
         z = torch.randn(100, s.latent_dim, generator=training.rng(s.seed, 'export')).to(device)
         exported = export(run.folder, student, teacher, test.images[:1000] if test else drawn(generator, z, teacher), s)
-    run.finish('dafl', **exported, steps=run.step, images_seen=run.step * s.batch_size, teacher_top1=teacher_top1,
+    run.finish(s.method, **exported, steps=run.step, images_seen=run.step * s.batch_size * s.student_steps, teacher_top1=teacher_top1,
                teacher_arch=teacher.arch, teacher_width=teacher.width)
 
 

@@ -1,4 +1,4 @@
-"""Every loss of the two papers, and the adaptation matrix: pure functions of tensors."""
+"""Every loss of the two papers and of their rivals, and the adaptation matrix: pure functions of tensors."""
 
 import math
 
@@ -74,3 +74,11 @@ def information_entropy_loss(p):
 def activation_loss(feature):
     """-mean |f|: real images excite the teacher's features more than noise does. feature: (B, F)."""
     return -feature.abs().mean()
+
+
+# ---------------------------------------------------------------- DFAD (Fang et al., 2019, arXiv 1912.11006, section 3.2)
+
+
+def logit_difference(student, teacher):
+    """mean |t - s| over images and classes: the student makes it small, the generator large. student, teacher: logits (B, C)."""
+    return (student - teacher).abs().mean()

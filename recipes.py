@@ -119,9 +119,12 @@ DAFL_LENET = dict(
     lr=2e-3,
     schedule='constant',
     milestones=(0.4, 0.8),  # not used
+    weight_decay=5e-4,  # of sgd
     oh=1.0,  # weight of the one-hot loss
     ie=5.0,  # of the information entropy loss
     a=0.1,  # of the activation loss
+    student_steps=1,  # on the batch that the generator learns from
+    generator_eps=0.8,  # of its batch norms
 )
 DAFL_CIFAR10 = DAFL_LENET | dict(
     epochs=2000,
@@ -137,3 +140,29 @@ DAFL_CIFAR10 = DAFL_LENET | dict(
 DAFL_CIFAR100 = DAFL_CIFAR10 | dict(oh=0.5, ie=20.0, a=0.1)
 DAFL = {'MNIST': DAFL_LENET, 'FashionMNIST': DAFL_LENET, 'mnist5k': DAFL_LENET, 'cifar10': DAFL_CIFAR10, 'cifar100': DAFL_CIFAR100,
         'folder': DAFL_CIFAR10}
+
+DFAD_LENET = dict(  # the published files' defaults
+    epochs=40,
+    epoch_steps=50,  # the generator's
+    student_steps=5,  # before each of the generator's, each on a batch of its own
+    batch_size=512,
+    latent_dim=100,
+    lr_G=1e-3,  # Adam
+    optimizer='sgd',  # momentum 0.9
+    lr=0.01,
+    weight_decay=1e-4,
+    schedule='constant',
+    milestones=(0.2, 0.4),  # not used
+    generator_eps=1e-5,
+)
+DFAD_CIFAR = DFAD_LENET | dict(
+    epochs=500,
+    batch_size=256,
+    latent_dim=256,
+    lr=0.1,
+    weight_decay=5e-4,
+    schedule='steps',  # / 10 at epochs 100 and 200 of 500, the generator's too
+)
+DFAD = {'MNIST': DFAD_LENET, 'FashionMNIST': DFAD_LENET, 'mnist5k': DFAD_LENET, 'cifar10': DFAD_CIFAR, 'cifar100': DFAD_CIFAR,
+        'folder': DFAD_CIFAR}
+DATA_FREE = {'dafl': DAFL, 'dfad': DFAD}  # by --method

@@ -205,13 +205,13 @@ class Muon(torch.optim.Optimizer):
                     p.mul_(len(p) ** 0.5 / p.norm())
 
 
-def make_optimizer(name, parameters, lr, amp='off'):
-    """sgd: momentum 0.9 and weight decay 5e-4, as both papers train ResNets; adam: torch's defaults, for LeNets; muon: for ResNets in
-    few steps. amp: the training's, 'bf16' or 'off'."""
+def make_optimizer(name, parameters, lr, amp='off', decay=5e-4):
+    """sgd: momentum 0.9 and the weight decay `decay`, 5e-4 as both papers train ResNets; adam: torch's defaults, for LeNets; muon: for
+    ResNets in few steps. amp: the training's, 'bf16' or 'off'."""
     if name == 'muon':
         return Muon(parameters, lr, amp)
     if name == 'sgd':
-        return torch.optim.SGD(parameters, lr=lr, momentum=0.9, weight_decay=5e-4)
+        return torch.optim.SGD(parameters, lr=lr, momentum=0.9, weight_decay=decay)
     return torch.optim.Adam(parameters, lr=lr)
 
 
@@ -253,7 +253,7 @@ class Means:
 CHECKED = 50  # steps between two looks at whether the losses are finite
 # what to change where a loss is not finite: the first of these that is so is the cause, since DAFL's generator spoils all others
 CONCERN = {'loss_oh': '--lr_G or --oh', 'loss_ie': '--lr_G or --ie', 'loss_a': '--lr_G or --a', 'loss_nll': '--lr or --teacher_acc',
-           'loss_kd': '--lr or --T'}
+           'loss_generator': '--lr_G', 'loss_kd': '--lr or --T'}
 
 
 def check_finite(losses, parameters, where):

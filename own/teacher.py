@@ -92,10 +92,10 @@ class Teacher:
         """Raises UserError for a network whose gradients and features DAFL can't have."""
         if self.black_box or (isinstance(self.net, Outputs) and self.last_linear is None):
             why = 'gives outputs alone' if self.black_box else 'has no linear layer'
-            raise UserError(f"DAFL needs the teacher's gradients and the input of its last linear layer, and {self.arch} {why}: use "
+            raise UserError(f"a generator needs the teacher's gradients and the input of its last linear layer, and {self.arch} {why}: use "
                             'DFND-train.py with wild images, or give the network as a builder with --teacher_weights')
         if self.size % 4:
-            raise UserError(f"DAFL's generator draws images whose side is a multiple of 4, and the teacher takes {self.size}: use "
+            raise UserError(f"the generator draws images whose side is a multiple of 4, and the teacher takes {self.size}: use "
                             'DFND-train.py with wild images')
 
     @functools.cached_property

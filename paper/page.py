@@ -124,7 +124,7 @@ def add_verdict(body, run, order):
     count = f'{result["num_select"]:,}' if result.get('num_select') else ''
     tag(body, 'p', {'dfnd': f'It learned from {count}{pool}{select}, and from no original image.',
                     'kd': 'It learned from the original images and its teacher.',
-                    'dafl': 'It learned from images that a generator drew, and from no original image.'}.get(
+                    **dict.fromkeys(('dafl', 'dfad'), 'It learned from images that a generator drew, and from no original image.')}.get(
                         result['method'], 'It learned from the original images and their labels.'))
     if result.get('noise') is not None:
         tag(body, 'p', f"The selected images' noise is {result['noise']:.3g} nats in the mean and {result['noise_max']:.3g} at most; the "

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from paper.rows import ROWS, Row
 from utils import UserError, first_line, read_json, read_json_lines, warn, written_aside
 
-METHODS = ('teacher', 'student', 'kd', 'dafl', 'dfnd')
+METHODS = ('teacher', 'student', 'kd', 'dafl', 'dfad', 'dfnd')
 NUMBERS = ('top1', 'top1_best', 'teacher_top1', 'seconds', 'seed', 'params', 'flops')  # of a result; each may be null
 # What a run was told that can matter to its number: these keys of its result, and its settings except those that say where or how
 # it was computed.
@@ -60,7 +60,7 @@ def read_run(folder):
 def result_so_far(folder, config, curve):
     """What stands for the result of an unfinished run: its settings, and what was measured last."""
     settings, command = settings_of(config), config.get('command', '')
-    method = ('dafl' if 'DAFL-train.py' in command else 'kd' if settings.get('transfer_set') == 'original' else
+    method = (settings.get('method', 'dafl') if 'DAFL-train.py' in command else 'kd' if settings.get('transfer_set') == 'original' else
               'dfnd' if 'transfer_set' in settings else 'student' if any(folder.glob('student*')) else 'teacher')
     measured = {key: row[key] for row in curve for key in ('top1', 'agreement', 'seconds') if row.get(key) is not None}
     return {**settings, 'wild': None, 'method': method, **measured}
@@ -171,6 +171,6 @@ def row_of(id, runs):
     if id not in ROWS and runs:
         like = ROWS[method_row(runs[0])]
         row = row._replace(name=f'{like.name} ({id})', data=like.data)
-    if runs and runs[0].result['method'] == 'dafl':  # its budget is its own: a short run must not pass for the paper's
+    if runs and runs[0].result['method'] in ('dafl', 'dfad'):  # its budget is its own: a short run must not pass for the paper's
         row = row._replace(name=f'{row.name} ({runs[0].result.get("epochs")} epochs)')
     return row

@@ -18,7 +18,8 @@ class Row(NamedTuple):
 
 # dataset: its kind, which has the networks and the schedules
 KIND = {'cifar10': 'cifar', 'cifar100': 'cifar', 'MNIST': 'MNIST', 'mnist5k': 'mnist5k'}
-SOURCE = {'cifar10': 'DFND, Table 1', 'cifar100': 'DFND, Table 1', 'MNIST': 'the tables of DAFL (ICCV 2019)'}  # of the paper's numbers
+SOURCE = {  # of the paper's numbers
+    'cifar10': 'DFND, Table 1', 'cifar100': 'DFND, Table 1', 'MNIST': 'the tables of DAFL (ICCV 2019), and for DFAD its own'}
 STEPS = {'student': 'resnet18', 'plain': '--recipe published', 'recipe': '--recipe corrected', 'base': '--recipe corrected'}
 SHORT = {'student': 'resnet18', **dict.fromkeys(('plain', 'recipe', 'base'), '--recipe short')}
 LENETS = {'student': 'lenet5half', **dict.fromkeys(('plain', 'recipe', 'base'), '')}
@@ -42,7 +43,7 @@ ROWS = {row.id: row for row in [  # tables without a given order have this one
     Row('alternative', 'Alternative data (characters; the paper: USPS, 94.56)', 'alternative', None, DFND,
         '{recipe} --wild characters --select all'),
     Row('dafl', 'DAFL', 'none', {'cifar10': 92.22, 'cifar100': 74.47, 'MNIST': 98.20}, DAFL, ''),
-    Row('dfad', 'DFAD', 'none', {'cifar10': 93.30, 'cifar100': 67.70}, None, ''),
+    Row('dfad', 'DFAD', 'none', {'cifar10': 93.30, 'cifar100': 67.70, 'MNIST': 98.3}, DAFL, '--method dfad'),
     Row('deepinversion', 'DeepInversion', 'none', {'cifar10': 93.26}, None, ''),
     Row('pu-compression', 'PU-compression', 'positive-unlabeled', {'cifar10': 93.75}, None, ''),
     Row('random', 'Randomly selected', 'unlabeled', {'cifar10': 91.25, 'cifar100': 73.25}, DFND, '{recipe} --select random'),
@@ -80,8 +81,8 @@ OTHERS = ['dafl', 'dfad', 'deepinversion', 'pu-compression', 'random']
 TABLE1 = {  # (kind, scale) or kind
     ('cifar', 'cpu'): ['teacher', 'student', 'kd', *OTHERS, 'balanced', 'dfnd'],
     'cifar': ['teacher', 'student', 'kd', *OTHERS, 'dfnd-released', 'dfnd-first-upload', 'dfnd-corrected'],
-    ('MNIST', 'cpu'): ['teacher', 'student', 'kd', 'dafl', 'random', 'balanced', 'dfnd'],
-    'MNIST': ['teacher', 'student', 'kd', 'noise', 'alternative', 'dafl', 'random', 'dfnd'],  # DAFL's table, and DFND
+    ('MNIST', 'cpu'): ['teacher', 'student', 'kd', 'dafl', 'dfad', 'random', 'balanced', 'dfnd'],
+    'MNIST': ['teacher', 'student', 'kd', 'noise', 'alternative', 'dafl', 'dfad', 'random', 'dfnd'],  # DAFL's table, its rival, DFND
     'mnist5k': ['teacher', 'dfnd', 'random'],
 }
 POOLS = [f'{rule}-{share}' for rule in RULES for share in SHARES]
@@ -108,10 +109,11 @@ MNIST = {'wild': '--num_select 10000', **{f'n{n}': '' for n in (1000, 2500, 5000
 BUDGETS = {
     ('cifar', 'full'): {'seen-half': '--steps 40000', 'seen-double': '--steps 160000'},
     ('cifar', 'cpu'): {  # every student sees 150,000 images: the recipe's number
-        'teacher': '--width 16', 'student': '--width 16 --epochs 3', 'kd': '', 'wild': '', 'dafl': '--epochs 3 --batch_size 256'},
-    ('cifar', 'study'): {  # the same, DAFL's excepted, by the published schedules in small
+        'teacher': '--width 16', 'student': '--width 16 --epochs 3', 'kd': '', 'wild': '',
+        'dafl': '--epochs 16 --batch_size 256', 'dfad': '--epochs 10'},  # two hours of a core each
+    ('cifar', 'study'): {  # the same, those of the generators excepted, by the published schedules in small
         'teacher': '--width 16 --epochs 15 --schedule onecycle', 'student': '--width 16 --epochs 3',
-        'kd': '--epochs 3 --batch_size 128', 'dafl': '--epochs 3 --batch_size 256',
+        'kd': '--epochs 3 --batch_size 128', 'dafl': '--epochs 3 --batch_size 256', 'dfad': '--epochs 3',
         'wild': '--num_select 10000 --epochs 15 --batch_size 128',
         'all': '--steps 1176 --batch_size 128',  # whatever the pool's size
         'n2500': '--epochs 60 --batch_size 128', 'n5000': '--epochs 30 --batch_size 128',
@@ -127,7 +129,7 @@ SEEDS = {  # how many, 0 first; 'other': of every row without a number of its ow
     'cifar': {'other': 1, **dict.fromkeys(
         ['student', 'kd', 'dfnd', 'dfnd-first-upload', *CIFAR_STUDY['selection'], *CIFAR_STUDY['loss'], *CIFAR_STUDY['normalisation'],
          *CIFAR_STUDY['what sets released apart'], 'balanced', *POOLS], 3)},
-    'MNIST': {'other': 5, 'dafl': 1},
+    'MNIST': {'other': 5, 'dafl': 1, 'dfad': 2},
     'mnist5k': {'other': 1},
 }
 
@@ -136,9 +138,9 @@ SEEDS = {  # how many, 0 first; 'other': of every row without a number of its ow
 MULTIPLY_ADDS = {'cifar': {'teacher': 1.159e9, 'student': 0.555e9, 'generator': 0.123e9},  # for one image
                  'MNIST': {'teacher': 4.165e5, 'student': 1.337e5, 'generator': 1.147e8}}
 IMAGES_SEEN = {
-    'cifar': {'teacher': 200 * 50_000, 'student': 200 * 50_000, 'kd': 409 * 50_000, 'dafl': 2000 * 120 * 1024,
+    'cifar': {'teacher': 200 * 50_000, 'student': 200 * 50_000, 'kd': 409 * 50_000, 'dafl': 2000 * 120 * 1024, 'dfad': 500 * 50 * 256,
               'dfnd-first-upload': 2 * 50_000 * 800, 'seen-half': 40_000 * 256, 'seen-double': 160_000 * 256, 'other': 40_000 * 512},
-    'MNIST': {'teacher': 10 * 60_000, 'student': 10 * 60_000, 'dafl': 200 * 120 * 512,
+    'MNIST': {'teacher': 10 * 60_000, 'student': 10 * 60_000, 'dafl': 200 * 120 * 512, 'dfad': 40 * 50 * 512,
               'seen-half': 1500 * 256, 'seen-double': 6000 * 256, 'other': 3000 * 256}}
 
 
@@ -149,6 +151,9 @@ def gpu_hours(kind, row, tflops):
         each = 3 * cost[row]
     elif row == 'dafl':  # the gradient goes through the teacher down to the images: two
         each = 3 * cost['student'] + 2 * cost['teacher'] + 3 * cost['generator']
+    elif row == 'dfad':  # five batches of the student's, and one of the generator's, whose gradient goes through both networks
+        each = 5 * (3 * cost['student'] + cost['teacher'] + cost['generator'])
+        each += 2 * cost['student'] + 2 * cost['teacher'] + 3 * cost['generator']
     else:
         each = 3 * cost['student'] + cost['teacher']
     return 2 * each * seen.get(row, seen['other']) / (tflops * 1e12) / 3600

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from losses import activation_loss, information_entropy_loss, kd_loss, log_adaptation_matrix, noisy_nll, one_hot_loss
+from losses import activation_loss, information_entropy_loss, kd_loss, log_adaptation_matrix, logit_difference, noisy_nll, one_hot_loss
 
 
 def softmax(row):  # plain loops, nothing of torch but exp and log
@@ -138,3 +138,16 @@ def test_activation_loss_is_minus_the_mean_absolute_feature():
     loss = activation_loss(feature)
     assert loss.item() == -2.0
     assert torch.equal(torch.autograd.grad(loss, feature)[0], torch.tensor([[-1.0, 1.0, -1.0], [0.0, 0.0, -1.0]]) / 6)
+
+
+# ---------------------------------------------------------------- DFAD
+
+
+def test_logit_difference_is_the_mean_absolute_difference_over_images_and_classes():
+    s, t, _, _ = data()
+    plain = sum(abs(x - y) for a, b in zip(s, t) for x, y in zip(a, b)) / (len(s) * len(s[0]))
+    assert_same(logit_difference(s, t), plain, [s, t])
+    s = torch.tensor([[1.0, -2.0], [0.0, 5.0]], requires_grad=True)
+    loss = logit_difference(s, torch.tensor([[0.0, 0.0], [4.0, 5.0]]))
+    assert loss.item() == (1 + 2 + 4 + 0) / 4
+    assert torch.equal(torch.autograd.grad(loss, s)[0], torch.tensor([[1.0, -1.0], [-1.0, 0.0]]) / 4)

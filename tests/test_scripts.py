@@ -129,6 +129,35 @@ def test_dafl_sums_its_losses(digits):
     assert row['loss'] == pytest.approx(row['loss_oh'] + 5 * row['loss_ie'] + 0.1 * row['loss_a'] + row['loss_kd'], rel=1e-4)
 
 
+def test_dfad_takes_five_steps_of_the_student_to_one_of_the_generator(digits):
+    args = ['--dataset', 'mnist5k', '--method', 'dfad', '--epochs', 2, '--epoch_steps', 3, '--batch_size', 4]
+    r = result(run('DAFL-train.py', *args, cwd=digits))
+    expected = dict(method='dfad', loss='l1', steps=6, images_seen=6 * 5 * 4, run='mnist5k-dfad-lenet5half-w3-s0')
+    assert r.items() >= expected.items()
+    kept = read_json(digits / 'runs' / r['run'] / 'config.json')['settings']
+    published = dict(lr=0.01, lr_G=1e-3, weight_decay=1e-4, optimizer='sgd', schedule='constant', latent_dim=100, generator_eps=1e-5)
+    assert kept.items() >= published.items()
+    for row in metrics(digits, r['run']):
+        assert row['loss'] > 0 > row['loss_generator'] and 'loss_kd' not in row
+    last = torch.load(digits / 'runs' / r['run'] / 'last.pt', weights_only=True)
+    assert {int(state['step']) for state in last['optimizer_G']['state'].values()} == {6}  # and as many of its batches
+    assert last['generator']['bn0.num_batches_tracked'] == 6 * (5 + 1)
+
+
+def test_dfad_on_photos_lowers_both_learning_rates(photos):
+    r = result(run('DAFL-train.py', '--dataset', 'cifar10', '--method', 'dfad', '--epochs', 5, '--epoch_steps', 1, '--batch_size', 4,
+                   cwd=photos))
+    folder = photos / 'runs' / r['run']
+    assert [row['lr'] for row in metrics(photos, r['run'])] == pytest.approx([0.1, 0.01, 0.001, 0.001, 0.001])
+    optimizer = torch.load(folder / 'last.pt', weights_only=True)['optimizer_G']
+    assert optimizer['param_groups'][0]['lr'] == pytest.approx(1e-5)
+
+
+def test_dfad_refuses_dafls_loss_terms(digits):
+    line = error(run('DAFL-train.py', '--dataset', 'mnist5k', '--method', 'dfad', '--oh', 1, '--ie', 2, cwd=digits, code=2))
+    assert '--oh, --ie' in line and '--method dfad' in line
+
+
 def test_cifar_from_image_folders_with_colour_and_grey_photos(photos):
     (photos / 'wild/broken.jpg').write_bytes(b'no image')
     done = run('DFND-train.py', '--dataset', 'cifar10', '--wild', 'wild', '--epochs', 1, '--batch_size', 16, cwd=photos)
@@ -259,10 +288,12 @@ def test_a_recipes_constants_are_kept_and_printed(photos, flags, capped, setting
     ('teacher-train.py', ['--epochs', 6]),
     ('DFND-train.py', ['--teacher_dir', 'runs', '--wild', 'wild', '--num_select', 300, '--batch_size', 16, '--epochs', 8, '--augment']),
     ('DAFL-train.py', ['--teacher_dir', 'runs', '--epochs', 4, '--epoch_steps', 30, '--batch_size', 2]),
+    ('DAFL-train.py', ['--teacher_dir', 'runs', '--epochs', 4, '--epoch_steps', 10, '--batch_size', 2, '--method', 'dfad']),
 ])
 def test_a_killed_run_resumes_to_the_same_result(digits, script, args):
+    name = f'{script}-dfad' if 'dfad' in args else script
     args = ['--dataset', 'mnist5k', '--output_dir', 'resumed', *args]
-    folder = digits / 'resumed' / f'cut-{script}'
+    folder = digits / 'resumed' / f'cut-{name}'
     process = start(ROOT / script, *args, '--run', folder.name, cwd=digits)
     metrics = folder / 'metrics.jsonl'
     while not metrics.exists() or len(metrics.read_text().splitlines()) < 2:
@@ -274,12 +305,12 @@ def test_a_killed_run_resumes_to_the_same_result(digits, script, args):
     if script == 'DFND-train.py':  # as if it had been begun before November 2026
         config = read_json(folder / 'config.json')
         write_json(folder / 'config.json', {'args': {**config['settings'], 'compile': False}, 'command': config['command']})
-    whole = result(run(script, *args, '--run', f'whole-{script}', cwd=digits))
+    whole = result(run(script, *args, '--run', f'whole-{name}', cwd=digits))
     done = run(script, *args, '--run', folder.name, '--resume', cwd=digits)
     cut = result(done)
     assert 'resumed' in done.stdout and untimed(cut) == untimed(whole)
     kind = 'teacher.pt' if script == 'teacher-train.py' else 'student.pt'
-    one, two = (weights(digits / 'resumed' / f'{n}-{script}' / kind) for n in ('whole', 'cut'))
+    one, two = (weights(digits / 'resumed' / f'{n}-{name}' / kind) for n in ('whole', 'cut'))
     assert all(torch.equal(one[k], two[k]) for k in one)
     rows = [row['epoch'] for row in read_json_lines(metrics)]
     assert rows == list(range(1, len(rows) + 1))
