@@ -19,12 +19,13 @@ import recipes
 import training
 from arguments import at_least
 from data import DATASETS, EpochPlan, TransferSet, batches, load, load_test, padding_of
-from losses import kd_loss, log_adaptation_matrix, noisy_nll
+from losses import kd_loss, log_adaptation_matrix, noisy_nll, robust_kd_losses
 from networks import count_parameters
 from own.estimate import estimated_accuracy, held_out
 from own.export import export, formats
 from own.student import make_student, run_name
 from own.teacher import Wanted, load_teacher, own_info
+from rivals import pu
 from runs import Run, print_result
 from selection import SELECT, Rule, score, score_and_select, worth_keeping
 from utils import UserError, progress, say, warn, written_aside
@@ -32,7 +33,7 @@ from wild.pool import Wild, open_pool
 from wild.reading import Decoder
 from wild.stream import stream_and_select
 
-LOSSES = ('kd+nll', 'kd', 'nll', 'kd+ce', 'ce')
+LOSSES = ('kd+nll', 'kd', 'nll', 'kd+ce', 'ce', 'rkd')
 
 
 def parse():
@@ -42,8 +43,8 @@ def parse():
     arguments.add_teacher_arguments(parser)
     arguments.add_student_arguments(g)
     g.add_argument('--recipe', choices=recipes.DFND, help='the settings of every flag that is not given: released and first-upload as '
-                   'in the two published files; corrected: released with its faults mended; lenet, short: ours, short for ResNets that see '
-                   'few images (default: lenet for LeNets, short for a ResNet on a CPU, corrected on a GPU)')
+                   'in the two published files; corrected: released with its faults mended; pu: of PU-compression; lenet, short: ours, '
+                   'short for ResNets that see few images (default: lenet for LeNets, short for a ResNet on a CPU, corrected on a GPU)')
     g.add_argument('--epochs', type=at_least(int, 1), help="passes over the selected images (default: the recipe's formula)")
     g.add_argument('--steps', type=at_least(int, 1),
                    help='stop after so many batches, in place of --epochs: to compare selections of different size')
@@ -51,7 +52,8 @@ def parse():
     g.add_argument('--T', type=positive, help='temperature of the distillation')
     g.add_argument('--T_power', type=at_least(int, 0, high=8), help='the distillation loss is times T to this power: 2 as published')
     g.add_argument('--loss', choices=LOSSES, help='terms of the loss: kd, distillation; nll, the noise-adapted likelihood; ce, cross '
-                   "entropy without the adaptation matrix (default: the recipe's, or kd+ce with --transfer_set original)")
+                   'entropy without the adaptation matrix; rkd, kd by the worse of two guesses of the class weights (default: the '
+                   "recipe's; kd+ce with --transfer_set original, rkd with --select pu)")
     g.add_argument('--augment', action=flag, help='random crop, and flip where the classes allow it')
     g.add_argument('--transfer_set', choices=('wild', 'original'), default='wild', help='original: the original images and true labels, '
                    'Table 1\'s "Knowledge distillation"')
@@ -60,7 +62,8 @@ def parse():
                    "torchvision's sets (stl10, svhn, emnist, ...), demo or noise; several are joined (default: the data set's own pool)")
     g.add_argument('--select', choices=SELECT, help='balanced: the cleanest of every class; gumbel: of every class by chance, in '
                    'proportion to exp(energy); class-random: of every class at random; confidence: the cleanest over all; random: '
-                   "the paper's control; all: the whole pool")
+                   "the paper's control; pu: what a classifier that sees --labelled takes for original; all: the whole pool")
+    pu.add_arguments(g)
     g.add_argument('--num_select', type=at_least(int, 1), help="images to keep (default: the recipe's number, at most half of the "
                    'pool; of short and lenet, at most as many as the teacher finds of use)')
     g.add_argument('--class_weights', action=flag, help='weigh rare pseudo-labels up, as the first upload does')
@@ -95,10 +98,11 @@ def settle(args, arch, width, teacher, teacher_top1):
     UserError for flags that contradict the recipe."""
     original = args.transfer_set == 'original'
     args.recipe = arguments.pick_recipe(args.recipe, 'lenet' if arch.startswith('lenet') else None, 'corrected', teacher.device)
-    loss = args.loss = args.loss or ('kd+ce' if original else recipes.DFND[args.recipe]['loss'])
+    select = None if original else args.select or recipes.DFND[args.recipe]['select']
+    loss = args.loss = args.loss or ('kd+ce' if original else 'rkd' if select == 'pu' else recipes.DFND[args.recipe]['loss'])
     wild_only = [f for f in ('wild', 'select', 'num_select', 'class_weights', 'wild_norm', 'teacher_acc', 'stream', 'score_only')
                  if getattr(args, f)]
-    if original and (wild_only or 'nll' in loss):
+    if original and (wild_only or loss in ('nll', 'kd+nll', 'rkd')):
         given = ', '.join('--' + f for f in wild_only) or f'--loss {loss}'
         raise UserError(f'--transfer_set original has true labels and no wild images, so {given} means nothing there: leave it out')
     for flag, term in (('teacher_acc', 'nll'), ('T', 'kd')):
@@ -109,7 +113,8 @@ def settle(args, arch, width, teacher, teacher_top1):
     s = arguments.settle(args, recipes.DFND[args.recipe], arch=arch, width=width, teacher=teacher.digest, device=teacher.device.type,
                          dataset=teacher.dataset, amp=training.pick_amp(args.amp, teacher.device, arch),
                          flip=own_info(teacher).flip and teacher.channels == 3 if args.flip is None else args.flip,
-                         **(dict(select=None, class_weights=False, wild_norm=None) if original else {}))
+                         **(dict(select=None, class_weights=False, wild_norm=None) if original else {}),
+                         **pu.settings(args, select, loss, teacher))
     if isinstance(s.teacher_acc, str):
         published = recipes.PUBLISHED_ACC.get(s.dataset) if s.teacher_acc == 'published' else None
         s = s.replace(teacher_acc=published or (teacher_top1 or 0) / 100 or None)
@@ -123,11 +128,11 @@ def settle_budget(args, s, available, worth=None):
     worth keeping, where the recipe fits its number to the pool."""
     count = available if s.select in (None, 'all') else s.num_select
     if worth and worth < count:
-        say(f'num_select: the recipe {s.recipe} takes {count}, and the teacher finds {worth} of the pool worth keeping: {worth}')
+        say(f'num_select: the recipe {s.recipe} takes {count}, and {worth} are worth keeping: {worth}')
         count = worth
     if args.num_select and available is not None and count > available:
         raise UserError(f'num_select={count}, but the pool holds {available} images: lower --num_select or add images')
-    if not args.num_select and s.select not in (None, 'all') and count > available // 2:
+    if not args.num_select and s.select not in (None, 'all', 'pu') and count > available // 2:
         say(f'num_select: the recipe {s.recipe} takes {count}, the pool holds {available}: capped to half, {available // 2}')
         count = max(1, available // 2)
     batch_size = min(s.batch_size, count)
@@ -144,19 +149,23 @@ def scorer_of(teacher, s):
     return teacher.normalised_by_imagenet() if s.wild_norm == 'imagenet' else teacher
 
 
-def transfer_from_wild(run, s, teacher, wild, pool):
-    """Scores and selects. Returns (a TransferSet, a Selection). pool: wild's, or None to stream."""
+def transfer_from_wild(run, s, teacher, wild, pool, found):
+    """Scores and selects. Returns (a TransferSet, a Selection). pool: wild's, or None to stream. found: a pu.Found, or None."""
     scorer = scorer_of(teacher, s)
-    rule = Rule(s.select, s.num_select, s.seed)
-    select, images = (stream_and_select, wild) if s.stream else (score_and_select, pool)
-    selection = select(run.folder, images, scorer, rule)
+    rule = Rule(s.select, s.num_select - (len(found.images) if found else 0), s.seed)
+    selection = (stream_and_select(run.folder, wild, scorer, rule) if s.stream else
+                 score_and_select(run.folder, pool, scorer, rule, found and -found.scores))
     for line in selection.describe(teacher.class_names):
         say(line)
     if np.count_nonzero(selection.pool_counts) == 1:
         warn(f'the teacher takes all {selection.pool_counts.sum()} wild images for {teacher.class_names[selection.labels[0]]}, so that a '
              'student learns of no other class: check --mean, --std and --channels, or give other images')
-    images = None if s.score_only else selection.pool.reader(selection.chosen, teacher.device)
-    weights = selection.class_weights().to(teacher.device) if s.class_weights else None
+    if s.score_only:
+        return None, selection
+    images = selection.pool.reader(selection.chosen, teacher.device)
+    images = found.beside(images) if found else images
+    weights = (pu.robust_weights(scorer, images, s.seed) if s.loss == 'rkd' else
+               selection.class_weights().to(teacher.device) if s.class_weights else None)
     return TransferSet(images, None, weights, scorer.normalise), selection
 
 
@@ -182,7 +191,10 @@ def train_epoch(epoch, run, s, teacher, transfer, learner):
             w = None if weights is None else weights[y]
             w_sum = None if weights is None else distributed.sum_for_share(w, weight)
             terms = {}
-            if 'kd' in s.loss:
+            if s.loss == 'rkd':
+                losses = robust_kd_losses(logits, t, s.T, w, s.T_power)
+                terms['loss_kd'] = losses[distributed.total(losses.detach() * weight).argmax()]  # the worst over the global batch
+            elif 'kd' in s.loss:
                 terms['loss_kd'] = kd_loss(logits, t, s.T, w, s.T_power)
             if 'nll' in s.loss:
                 terms['loss_nll'] = noisy_nll(logits, y, theta, s.teacher_acc, w, w_sum)
@@ -214,7 +226,7 @@ def main():
     test = load_test(teacher.dataset, args.data, args.cache_dir, Decoder.of(args), device, info)
     teacher_top1 = teacher.measure(test)
     s = settle(args, arch, width, teacher, teacher_top1)
-    wild = pool = None
+    wild = pool = found = None
     if s.transfer_set == 'original':
         if s.dataset not in DATASETS:
             raise UserError('--transfer_set original needs labelled data: name it with --dataset')
@@ -224,12 +236,16 @@ def main():
         wild = Wild(s.wild or info.wild, teacher.size, teacher.channels, s.data, s.cache_dir, Decoder.of(s))
         pool = None if s.stream else open_pool(wild)
         worth = None
-        if pool and s.fit_pool and s.select != 'all' and not args.num_select:
+        if s.select == 'pu':
+            found = pu.find_positive(teacher, pool, s, args.num_select)
+            worth = None if args.num_select else found.worth
+        elif pool and s.fit_pool and s.select != 'all' and not args.num_select:
             _, energy, labels = score(scorer_of(teacher, s), pool)
             worth = worth_keeping(energy, labels, teacher.classes)
         s = settle_budget(args, s, pool and len(pool), worth)
-    method = f'dfnd-{s.select}' if wild else 'kd'
-    run = Run(s, run_name(s.dataset, method, arch, width, s.seed), device, () if args.teacher_acc else ('teacher_acc',))
+    method = 'pu-compression' if found else 'dfnd' if wild else 'kd'
+    run = Run(s, run_name(s.dataset, f'{method}-{s.select}' if method == 'dfnd' else method, arch, width, s.seed), device,
+              () if args.teacher_acc else ('teacher_acc',))
     s = run.settings
     arguments.say_settings(s)
     if run.finished():
@@ -239,10 +255,10 @@ def main():
     facts = dict(wild=wild and wild.name, wild_images=None, teacher_top1=teacher_top1, teacher_arch=teacher.arch,
                  teacher_width=teacher.width, images_seen=0)
     if wild:
-        transfer, selection = transfer_from_wild(run, s, teacher, wild, pool)
-        facts |= selection.facts()
+        transfer, selection = transfer_from_wild(run, s, teacher, wild, pool, found)
+        facts |= selection.facts() | ({'labelled_images': len(found.images)} if found else {})
         if s.score_only:
-            return print_result(run.result('dfnd', **{**facts, 'epochs': 0, 'steps': 0, 'top1': None, 'top1_best': None}))
+            return print_result(run.result(method, **{**facts, 'epochs': 0, 'steps': 0, 'top1': None, 'top1_best': None}))
         held = None if test else held_out(selection, pool, wild, teacher, s.seed)
         if not s.teacher_acc and 'nll' in s.loss:
             s = s.replace(teacher_acc=estimated_accuracy(pool, wild, teacher))
@@ -277,7 +293,7 @@ def main():
         facts['agreement'] = training.evaluate(student, held, teacher.normalise, device, s.amp)[1]
     if s.export and distributed.rank() == 0:
         facts |= export(run.folder, student, teacher, (test or held or transfer).images[:1000], s)
-    run.finish('dfnd' if wild else 'kd', **facts)
+    run.finish(method, **facts)
 
 
 if __name__ == '__main__':

@@ -82,3 +82,24 @@ def activation_loss(feature):
 def logit_difference(student, teacher):
     """mean |t - s| over images and classes: the student makes it small, the generator large. student, teacher: logits (B, C)."""
     return (student - teacher).abs().mean()
+
+
+# ---------------------------------------------------------------- PU-compression (Xu et al., NeurIPS 2019, sections 3.1 and 3.2)
+
+
+def nn_pu_risk(positive, unlabelled, prior):
+    """The non-negative risk of a classifier that saw no negative (Kiryo et al., 2017), by the sigmoid loss: (its value, what to go down).
+
+    positive: scores (P,), unlabelled: (U,), above 0 for positive. prior: the share of positives among the unlabelled. The negatives'
+    risk, mean sigmoid(u) - prior * mean sigmoid(p), can't be negative for a classifier that did not overfit: where it is, the step goes
+    up that term alone.
+    """
+    positive_risk = prior * torch.sigmoid(-positive).mean()
+    negative_risk = torch.sigmoid(unlabelled).mean() - prior * torch.sigmoid(positive).mean()
+    risk = positive_risk + negative_risk.clamp_min(0)
+    return risk, positive_risk + negative_risk if negative_risk >= 0 else -negative_risk
+
+
+def robust_kd_losses(student, teacher, T, weights, T_power=1):
+    """kd_loss by each of K guesses of the class weights: (K,); the greatest is what the student learns from. weights: (B, K)."""
+    return torch.stack([kd_loss(student, teacher, T, w, T_power) for w in weights.unbind(1)])

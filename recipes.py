@@ -104,8 +104,30 @@ SHORT = CORRECTED | dict(  # ours: for a ResNet that sees few images, such as on
     schedule='linear',
     test_every=3,  # a fifth of the time would go to measuring
 )
+PU = CORRECTED | dict(  # PU-compression's published file
+    select='pu',
+    num_select=10**9,  # all that the classifier takes for original
+    loss='rkd',
+    T=1.0,
+    T_power=1,
+    epochs=lambda n: 200,
+    batch_size=2048,
+    milestones=(0.25, 0.5, 0.75),
+)
 DFND = {'released': RELEASED, 'first-upload': FIRST_UPLOAD, 'corrected': CORRECTED, 'short': SHORT, 'lenet': LENET,
-        'lenet-onecycle': LENET_ONECYCLE}
+        'lenet-onecycle': LENET_ONECYCLE, 'pu': PU}
+PU_CLASSIFIER = dict(  # of --select pu, with any recipe
+    labelled=0.02,  # 100 images a class of CIFAR-10
+    prior=0.21,
+)
+PU_TRAINING = dict(
+    steps=2000,  # ours: the published file has 170 epochs of the pool, of the whole network
+    batch_size=4096,  # unlabelled images; all labelled ones are in every batch, which is ours
+    lr=1e-3,  # of Adam, which is ours: a head learns from nothing, where the published file goes on from the teacher by SGD
+    weight_decay=5e-3,
+    milestones=(50 / 170, 100 / 170, 150 / 170),  # of all steps
+)
+PU_EPSILON = 0.1  # of the robust distillation's class weights
 
 # ---------------------------------------------------------------- DAFL-train.py
 

@@ -15,7 +15,7 @@ from training import ahead, rng
 from utils import Damaged, LocalError, UserError, checked, first_line, progress, warn, written_aside
 
 BY_CLASS = ('gumbel', 'balanced', 'class-random')  # the same number of every predicted class
-SELECT = (*BY_CLASS, 'confidence', 'random', 'all')
+SELECT = (*BY_CLASS, 'confidence', 'random', 'pu', 'all')
 BATCH = 128  # images scored at a time
 UNREADABLE = (OSError, Damaged, ValueError, LookupError, EOFError, zipfile.BadZipFile)  # of an npz
 PERPLEXITIES = 20  # see worth_keeping
@@ -162,7 +162,7 @@ def check_teacher(noise, energy, labels):
 def select(keys, labels, rule, num_classes):
     """The indices of the images to keep, ascending, (num_select,) int64.
 
-    rule.how: confidence: the lowest noise over all classes, as both published files do. random: Table 1's control row. balanced, gumbel,
+    rule.how: confidence, pu: the lowest keys over all classes, as the published files do. random: Table 1's control row. balanced, gumbel,
     class-random: the num_select / C lowest keys of each predicted class (`Rule.keys`); where a class has too few, its share goes to the
     lowest keys that are left. all: everything, whatever num_select. Of equal keys, the earlier image goes first.
     keys: (N,), labels: (N,) in 0 .. num_classes - 1. Raises UserError when the pool is smaller than num_select.
@@ -243,8 +243,9 @@ def write_thumbnails(path, pool, noise, labels, class_names, chosen):
         np.savez_compressed(file, **content)
 
 
-def score_and_select(folder, pool, teacher, rule):
+def score_and_select(folder, pool, teacher, rule, keys=None):
     """`score`, then `select`: a Selection, kept in the run's folder, so that a resumed run neither scores again nor chooses anew.
+    keys: (N,), in place of the rule's, as of --select pu.
 
     Raises UserError where the pool is not the one that the kept selection was made from: it is known by what it holds, wherever it is.
     """
@@ -257,7 +258,8 @@ def score_and_select(folder, pool, teacher, rule):
                                 'in another order. Put them back, or select again with --run NAME')
     else:
         noise, energy, labels = score(teacher, pool)
-        keys = np.concatenate([rule.keys(noise[span], energy[span], number) for number, span in enumerate(pool.spans())])
+        if keys is None:
+            keys = np.concatenate([rule.keys(noise[span], energy[span], number) for number, span in enumerate(pool.spans())])
         chosen = select(keys, labels, rule, teacher.classes)
         if distributed.rank() == 0:
             facts = {'pool': digest, 'sketch': sketch(pool, chosen)}

@@ -88,9 +88,19 @@ class Teacher:
         with autocast(self.device, self.amp):
             return self.net(x).float()
 
+    def has_features(self):
+        """Whether it shows the input of a last linear layer, and passes gradients on."""
+        return not self.black_box and (not isinstance(self.net, Outputs) or self.last_linear is not None)
+
+    @torch.no_grad()
+    def features(self, images):
+        """images: uint8 (B, channels, size, size) on any device. Returns float32 (B, F); see `logits_and_features`."""
+        with autocast(self.device, self.amp):
+            return self.logits_and_features(self.normalise(images.to(self.device)))[1].float()
+
     def check_gradients(self):
         """Raises UserError for a network whose gradients and features DAFL can't have."""
-        if self.black_box or (isinstance(self.net, Outputs) and self.last_linear is None):
+        if not self.has_features():
             why = 'gives outputs alone' if self.black_box else 'has no linear layer'
             raise UserError(f"a generator needs the teacher's gradients and the input of its last linear layer, and {self.arch} {why}: use "
                             'DFND-train.py with wild images, or give the network as a builder with --teacher_weights')

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from paper.rows import ROWS, Row
 from utils import UserError, first_line, read_json, read_json_lines, warn, written_aside
 
-METHODS = ('teacher', 'student', 'kd', 'dafl', 'dfad', 'dfnd')
+METHODS = ('teacher', 'student', 'kd', 'dafl', 'dfad', 'pu-compression', 'dfnd')
 NUMBERS = ('top1', 'top1_best', 'teacher_top1', 'seconds', 'seed', 'params', 'flops')  # of a result; each may be null
 # What a run was told that can matter to its number: these keys of its result, and its settings except those that say where or how
 # it was computed.
@@ -61,7 +61,8 @@ def result_so_far(folder, config, curve):
     """What stands for the result of an unfinished run: its settings, and what was measured last."""
     settings, command = settings_of(config), config.get('command', '')
     method = (settings.get('method', 'dafl') if 'DAFL-train.py' in command else 'kd' if settings.get('transfer_set') == 'original' else
-              'dfnd' if 'transfer_set' in settings else 'student' if any(folder.glob('student*')) else 'teacher')
+              'pu-compression' if settings.get('select') == 'pu' else 'dfnd' if 'transfer_set' in settings else
+              'student' if any(folder.glob('student*')) else 'teacher')
     measured = {key: row[key] for row in curve for key in ('top1', 'agreement', 'seconds') if row.get(key) is not None}
     return {**settings, 'wild': None, 'method': method, **measured}
 

@@ -20,12 +20,13 @@ class Row(NamedTuple):
 KIND = {'cifar10': 'cifar', 'cifar100': 'cifar', 'MNIST': 'MNIST', 'mnist5k': 'mnist5k'}
 SOURCE = {  # of the paper's numbers
     'cifar10': 'DFND, Table 1', 'cifar100': 'DFND, Table 1', 'MNIST': 'the tables of DAFL (ICCV 2019), and for DFAD its own'}
-STEPS = {'student': 'resnet18', 'plain': '--recipe published', 'recipe': '--recipe corrected', 'base': '--recipe corrected'}
-SHORT = {'student': 'resnet18', **dict.fromkeys(('plain', 'recipe', 'base'), '--recipe short')}
+STEPS = {'student': 'resnet18', 'plain': '--recipe published', 'recipe': '--recipe corrected', 'base': '--recipe corrected',
+         'pu': '--recipe pu'}
+SHORT = {'student': 'resnet18', **dict.fromkeys(('plain', 'recipe', 'base'), '--recipe short'), 'pu': '--recipe short --select pu'}
 LENETS = {'student': 'lenet5half', **dict.fromkeys(('plain', 'recipe', 'base'), '')}
 ONECYCLE = LENETS | {'recipe': '--recipe lenet-onecycle', 'base': '--recipe lenet-onecycle'}
 WORDS = {  # (kind, scale): the words in braces of a row's flags
-    ('cifar', 'full'): STEPS, ('cifar', 'study'): STEPS,
+    ('cifar', 'full'): STEPS, ('cifar', 'study'): STEPS | {'pu': '--recipe corrected --select pu'},
     ('cifar', 'cpu'): SHORT, ('cifar', 'pools'): SHORT,
     ('MNIST', 'full'): ONECYCLE, ('MNIST', 'study'): ONECYCLE,
     ('MNIST', 'cpu'): LENETS, ('MNIST', 'pools'): LENETS, ('mnist5k', 'demo'): LENETS}
@@ -45,7 +46,7 @@ ROWS = {row.id: row for row in [  # tables without a given order have this one
     Row('dafl', 'DAFL', 'none', {'cifar10': 92.22, 'cifar100': 74.47, 'MNIST': 98.20}, DAFL, ''),
     Row('dfad', 'DFAD', 'none', {'cifar10': 93.30, 'cifar100': 67.70, 'MNIST': 98.3}, DAFL, '--method dfad'),
     Row('deepinversion', 'DeepInversion', 'none', {'cifar10': 93.26}, None, ''),
-    Row('pu-compression', 'PU-compression', 'positive-unlabeled', {'cifar10': 93.75}, None, ''),
+    Row('pu-compression', 'PU-compression', 'positive-unlabeled', {'cifar10': 93.75}, DFND, '{pu}'),
     Row('random', 'Randomly selected', 'unlabeled', {'cifar10': 91.25, 'cifar100': 73.25}, DFND, '{recipe} --select random'),
     Row('balanced', 'DFND, the cleanest of each class', 'unlabeled', DFNDS, DFND, '{recipe} --select balanced'),
     Row('all', 'All wild images', 'unlabeled', None, DFND, '{recipe} --select all'),
@@ -110,7 +111,8 @@ BUDGETS = {
     ('cifar', 'full'): {'seen-half': '--steps 40000', 'seen-double': '--steps 160000'},
     ('cifar', 'cpu'): {  # every student sees 150,000 images: the recipe's number
         'teacher': '--width 16', 'student': '--width 16 --epochs 3', 'kd': '', 'wild': '',
-        'dafl': '--epochs 16 --batch_size 256', 'dfad': '--epochs 10'},  # two hours of a core each
+        'dafl': '--epochs 16 --batch_size 256', 'dfad': '--epochs 10',  # two hours of a core each
+        'pu-compression': '--num_select 10000'},  # as many as the others, 1,000 of them labelled
     ('cifar', 'study'): {  # the same, those of the generators excepted, by the published schedules in small
         'teacher': '--width 16 --epochs 15 --schedule onecycle', 'student': '--width 16 --epochs 3',
         'kd': '--epochs 3 --batch_size 128', 'dafl': '--epochs 3 --batch_size 256', 'dfad': '--epochs 3',
@@ -139,6 +141,7 @@ MULTIPLY_ADDS = {'cifar': {'teacher': 1.159e9, 'student': 0.555e9, 'generator': 
                  'MNIST': {'teacher': 4.165e5, 'student': 1.337e5, 'generator': 1.147e8}}
 IMAGES_SEEN = {
     'cifar': {'teacher': 200 * 50_000, 'student': 200 * 50_000, 'kd': 409 * 50_000, 'dafl': 2000 * 120 * 1024, 'dfad': 500 * 50 * 256,
+              'pu-compression': 200 * 270_000,  # its prior's share of ImageNet
               'dfnd-first-upload': 2 * 50_000 * 800, 'seen-half': 40_000 * 256, 'seen-double': 160_000 * 256, 'other': 40_000 * 512},
     'MNIST': {'teacher': 10 * 60_000, 'student': 10 * 60_000, 'dafl': 200 * 120 * 512, 'dfad': 40 * 50 * 512,
               'seen-half': 1500 * 256, 'seen-double': 6000 * 256, 'other': 3000 * 256}}

@@ -6,7 +6,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from losses import activation_loss, information_entropy_loss, kd_loss, log_adaptation_matrix, logit_difference, noisy_nll, one_hot_loss
+from losses import (
+    activation_loss,
+    information_entropy_loss,
+    kd_loss,
+    log_adaptation_matrix,
+    logit_difference,
+    nn_pu_risk,
+    noisy_nll,
+    one_hot_loss,
+    robust_kd_losses,
+)
 
 
 def softmax(row):  # plain loops, nothing of torch but exp and log
@@ -151,3 +161,31 @@ def test_logit_difference_is_the_mean_absolute_difference_over_images_and_classe
     loss = logit_difference(s, torch.tensor([[0.0, 0.0], [4.0, 5.0]]))
     assert loss.item() == (1 + 2 + 4 + 0) / 4
     assert torch.equal(torch.autograd.grad(loss, s)[0], torch.tensor([[1.0, -1.0], [-1.0, 0.0]]) / 4)
+
+
+# ---------------------------------------------------------------- PU-compression
+
+
+def test_the_non_negative_risk_is_the_plain_sum_and_goes_up_where_the_negatives_risk_is_below_zero():
+    sigmoid = lambda v: 1 / (1 + math.exp(-v))  # noqa: E731
+    p, u = torch.tensor([0.5, -1.0], dtype=torch.float64, requires_grad=True), torch.tensor([2.0, -3.0, 0.0], dtype=torch.float64)
+    u.requires_grad_()
+    by_hand = 0.3 * (sigmoid(-0.5) + sigmoid(1)) / 2 + (sigmoid(2) + sigmoid(-3) + 0.5) / 3 - 0.3 * (sigmoid(0.5) + sigmoid(-1)) / 2
+    risk, objective = nn_pu_risk(p, u, 0.3)
+    assert risk.item() == objective.item() == pytest.approx(by_hand, rel=1e-12)
+    plain = sum(0.3 * (torch.sigmoid(-x) - torch.sigmoid(x)) for x in p) / 2 + sum(torch.sigmoid(x) for x in u) / 3
+    assert_same(objective, plain, [p, u])
+    low = torch.tensor([-6.0, -7.0], dtype=torch.float64, requires_grad=True)  # none is called positive: it overfits the negatives
+    risk, objective = nn_pu_risk(p, low, 0.3)
+    negatives = (sigmoid(-6) + sigmoid(-7)) / 2 - 0.3 * (sigmoid(0.5) + sigmoid(-1)) / 2
+    assert negatives < 0 and objective.item() == pytest.approx(-negatives, rel=1e-12)
+    assert risk.item() == pytest.approx(0.3 * (sigmoid(-0.5) + sigmoid(1)) / 2, rel=1e-12)
+    assert torch.autograd.grad(objective, low)[0].lt(0).all()  # a step down the objective raises these scores
+
+
+def test_the_robust_losses_are_kd_by_each_guess_of_the_class_weights():
+    s, t, _, w = data()
+    guesses = torch.stack([w, w + 0.1 * torch.arange(5)], dim=1)[t.argmax(dim=1)]  # (B, 2)
+    for k in range(2):
+        ours = robust_kd_losses(s, t, 2.0, guesses)
+        assert_same(ours[k], plain_kd(s, t, 2.0, guesses[:, k]) / 2, [s, t])  # times T, and not T squared

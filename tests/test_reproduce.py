@@ -39,6 +39,8 @@ def plan(reproduce):
     ('table1', 'cifar10', 'study', 'teacher-s0', 'teacher-train.py --recipe published --width 16 --epochs 15 --schedule onecycle'),
     ('table1', 'cifar10', 'cpu', 'dfnd-s2', 'DFND-train.py --recipe short'),
     ('table1', 'cifar10', 'study', 'kd-s0', 'DFND-train.py --recipe corrected --transfer_set original --epochs 3 --batch_size 128'),
+    ('table1', 'cifar10', 'full', 'pu-compression-s0', 'DFND-train.py --recipe pu'),
+    ('table1', 'cifar10', 'cpu', 'pu-compression-s0', 'DFND-train.py --recipe short --select pu --num_select 10000'),
     ('table1', 'cifar10', 'study', 'random-s1',
      'DFND-train.py --recipe corrected --select random --num_select 10000 --epochs 15 --batch_size 128'),
     ('table1', 'MNIST', 'study', 'noise-s3', 'DFND-train.py --recipe lenet-onecycle --wild noise --select all'),
@@ -59,7 +61,7 @@ def test_commands(plan, table, dataset, scale, run, command):
 
 
 @pytest.mark.parametrize('table, dataset, scale, count', [  # and how many runs
-    ('table1', 'cifar10', 'cpu', 18), ('table1', 'cifar10', 'study', 21), ('table1', 'cifar100', 'full', 21),
+    ('table1', 'cifar10', 'cpu', 19), ('table1', 'cifar10', 'study', 22), ('table1', 'cifar100', 'full', 22),
     ('table1', 'MNIST', 'cpu', 33), ('table1', 'MNIST', 'study', 38), ('table1', 'mnist5k', 'demo', 3),
     ('study', 'cifar10', 'study', 42), ('study', 'cifar100', 'full', 42),
     ('study', 'MNIST', 'study', 95), ('study', 'MNIST', 'full', 95)])
@@ -107,14 +109,14 @@ def test_the_arithmetic_of_the_full_scale(reproduce):
     # 200 x 50,000 images x 1.159 G multiply-adds x 2 operations x 3 passes / 100 T / 3600; 40,000 x 512 x 2 x (3 x 0.555 G + 1.159 G);
     # DFAD: 500 x 50 x 256 x 2 x (5 x (3 x 0.555 + 1.159 + 0.123) + 2 x 0.555 + 2 x 1.159 + 3 x 0.123) G
     assert all(re.search(fact, text) for fact in (
-        'teacher-s0: .* 0.19 GPU hours', 'random-s0: .* 0.32 GPU hours', 'dfad-s0: .* 0.66 GPU hours', 'not done: 14.7'))
+        'teacher-s0: .* 0.19 GPU hours', 'random-s0: .* 0.32 GPU hours', 'dfad-s0: .* 0.66 GPU hours', 'not done: 15.5'))
     text = reproduce('table1', '--dry_run', '--dataset', 'cifar100')[0]
     assert 'GPU hours' not in text and '[-]' not in text and 'DeepInversion' not in text
 
 
 @pytest.mark.parametrize('words, parts', [
-    (('table1', '--rows', 'kd', 'all', 'pu-compression'),
-     ('no row all, pu-compression in table1', 'teacher, student, kd, dafl, dfad, random, balanced, dfnd')),
+    (('table1', '--rows', 'kd', 'all', 'deepinversion'),
+     ('no row all, deepinversion in table1', 'teacher, student, kd, dafl, dfad, pu-compression, random, balanced, dfnd')),
     (('pools', '--wild', '.'), ('--wild DIR', 'wild.make_pools')),
     (('table1', '--scale', 'pools'), ('--scale pools', 'cifar10')),
     (('study', '--dataset', 'MNIST', '--rows', 'norm-imagenet'), ('no row norm-imagenet', 'class-weights')),

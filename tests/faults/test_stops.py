@@ -30,6 +30,7 @@ STAGES = {
     'DFND': ('DFND-train.py', (*STUDENT, '--epochs', 8, '--loss', 'kd+nll'), ('student.pt', 'student-best.pt')),
     'DAFL': ('DAFL-train.py', ('--teacher', 'teacher', '--epochs', 4, '--epoch_steps', 4, '--batch_size', 4),
              ('student.pt', 'student-best.pt')),
+    'PU': ('DFND-train.py', (*STUDENT, '--epochs', 8, '--select', 'pu', '--labelled', 0.1), ('student.pt', 'student-best.pt')),
     'DFAD': ('DAFL-train.py', ('--teacher', 'teacher', '--epochs', 4, '--epoch_steps', 2, '--batch_size', 4, '--method', 'dfad'),
              ('student.pt', 'student-best.pt')),
 }
@@ -134,7 +135,7 @@ def whole(stage, folder):
         start = time.monotonic()
         assert launch(stage, f'whole-{stage}', folder).wait() == 0, (folder / 'log').read_text()
         WHOLE[stage] = outcome(stage, f'whole-{stage}', folder), time.monotonic() - start
-        assert len(WHOLE[stage][0][1]) == {'teacher': 8, 'score': 0, 'DFND': 8, 'DAFL': 4, 'DFAD': 4}[stage]
+        assert len(WHOLE[stage][0][1]) == {'teacher': 8, 'score': 0, 'DFND': 8, 'DAFL': 4, 'PU': 8, 'DFAD': 4}[stage]
     return WHOLE[stage]
 
 
