@@ -103,3 +103,27 @@ def nn_pu_risk(positive, unlabelled, prior):
 def robust_kd_losses(student, teacher, T, weights, T_power=1):
     """kd_loss by each of K guesses of the class weights: (K,); the greatest is what the student learns from. weights: (B, K)."""
     return torch.stack([kd_loss(student, teacher, T, w, T_power) for w in weights.unbind(1)])
+
+
+# ---------------------------------------------------------------- DeepInversion (Yin et al., CVPR 2020, sections 3.2 and 3.3)
+
+
+def statistics_loss(x, mean, var):
+    """|mean of x - mean| + |variance of x - var|, Euclidean norms over the channels. x: (B, C, H, W), a batch norm's input. mean, var:
+    (C,), what it knows of the original data's."""
+    return (x.mean(dim=(0, 2, 3)) - mean).norm() + (x.var(dim=(0, 2, 3), unbiased=False) - var).norm()
+
+
+def total_variation(x):
+    """The sum of the norms of the differences of neighbours: beside, below, and on both diagonals. x: (B, C, H, W)."""
+    return ((x[..., :-1] - x[..., 1:]).norm() + (x[..., :-1, :] - x[..., 1:, :]).norm()
+            + (x[..., 1:, :-1] - x[..., :-1, 1:]).norm() + (x[..., :-1, :-1] - x[..., 1:, 1:]).norm())
+
+
+def disagreement(student, teacher, T=3.0):
+    """1 - JS, the divergence of Jensen and Shannon at temperature T: 1 where the two agree, and less the less they do. Probabilities are
+    kept within 0.01 .. 0.99, as published. student, teacher: logits (B, C)."""
+    p, q = F.softmax(student / T, dim=1), F.softmax(teacher / T, dim=1)
+    p, q, m = (x.clamp(0.01, 0.99) for x in (p, q, (p + q) / 2))
+    js = (m * (2 * m.log() - p.log() - q.log())).sum(dim=1).mean() / 2
+    return 1 - js.clamp(0, 1)

@@ -188,3 +188,16 @@ DFAD_CIFAR = DFAD_LENET | dict(
 DFAD = {'MNIST': DFAD_LENET, 'FashionMNIST': DFAD_LENET, 'mnist5k': DFAD_LENET, 'cifar10': DFAD_CIFAR, 'cifar100': DFAD_CIFAR,
         'folder': DFAD_CIFAR}
 DATA_FREE = {'dafl': DAFL, 'dfad': DFAD}  # by --method
+
+# ---------------------------------------------------------------- rivals/inversion.py
+
+INVERSION = dict(  # the paper's parameters for CIFAR-10, as its repository's README has them
+    images=5120,  # ours
+    iterations=2000,
+    batch_size=256,
+    lr=0.05,  # Adam
+    bn=10.0,
+    tv=2.5e-5,
+    l2=0.0,
+    adaptive=0.0,  # Adaptive DeepInversion
+)

@@ -10,6 +10,7 @@ Stop it at any time: the same command goes on. What follows a lone -- goes to ev
 import keep.stops  # isort: skip  # before the rest, see there
 
 import argparse
+import os
 import re
 import shlex
 import signal
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from paper.results import HOW, publish, settings_of
-from paper.rows import BUDGETS, DFND, KIND, POOLS, ROWS, SEEDS, SHARES, STUDY, TABLE1, TEACHER, WORDS, Row, gpu_hours
+from paper.rows import BUDGETS, DFND, FIRST, KIND, POOLS, ROWS, SEEDS, SHARES, STUDY, TABLE1, TEACHER, WORDS, Row, gpu_hours
 from recipes import PUBLISHED_ACC
 from utils import UserError, bad_usage, expand_home, read_json, run_script
 
@@ -37,7 +38,7 @@ class Job(NamedTuple):
     arguments: list
 
     def command(self):
-        return shlex.join(['python', self.row.script, *self.arguments])
+        return shlex.join(['python', *self.row.script.split(), *self.arguments])
 
     def done(self):
         return (self.folder / 'result.json').is_file()
@@ -72,7 +73,8 @@ def plan(args, extra):
 
     def job(id, seed):
         row, run = ROWS[id], f'{id}-s{seed}'
-        flags = row.flags.format(**words).split()
+        flags = row.flags.format(**words, inverted='{inverted}').split()
+        flags = [str(folder / f'inverted-s{seed}' / 'images') if flag == '{inverted}' else flag for flag in flags]
         wild = row.script == DFND and '--transfer_set' not in flags
         flags += budget.get(id, budget.get('wild', '') if wild and 'all' not in flags else '').split()
         if wild and args.wild and '--wild' not in flags:
@@ -85,7 +87,7 @@ def plan(args, extra):
         return Job(row, folder / run, ['--dataset', args.dataset, *flags, '--seed', str(seed), '--output_dir', str(folder), '--run', run,
                                        '--resume', *extra])
 
-    students = [(id, seed) for id in args.rows if id != 'teacher' for seed in seeds(id)]
+    students = [(each, seed) for id in args.rows if id != 'teacher' for seed in seeds(id) for each in (FIRST.get(id), id) if each]
     teachers = {teacher_seed(seed) for id, seed in students if ROWS[id].script != TEACHER and not args.teacher}
     teachers.update(seeds('teacher') if 'teacher' in args.rows else ())
     return [job('teacher', seed) for seed in sorted(teachers)] + [job(*student) for student in students]
@@ -101,9 +103,6 @@ def print_plan(args, jobs):
             rest += 0 if job.done() else hours
             facts += f', {hours:.2f} GPU hours by arithmetic'
         print(f'[{i}/{len(jobs)}] {job.folder.name}: {job.row.name} ({facts})\n    {job.command()}')
-    for row in map(ROWS.get, rows_of(args.table, KIND[args.dataset], args.scale)):
-        if row.script is None and args.dataset in row.paper:
-            print(f'[-] {row.name}: not implemented here; the paper has {row.paper[args.dataset]:.2f}')
     if args.scale == 'full':
         print(f'not done: {rest:.1f} GPU hours at {args.tflops:g} TFLOP/s (--tflops). This is arithmetic, multiply-adds x 2 x images '
               'seen, and not measured.')
@@ -116,7 +115,10 @@ def run(script, *words):
     """The exit code of a script that prints its own errors. After a signal, too, which it is passed, it has ended when this returns; and
     it ends when this process is killed."""
     sys.stdout.flush()
-    process = subprocess.Popen([sys.executable, HERE / script, *words], preexec_fn=keep.stops.end_with_parent)
+    start = script.split() if script.startswith('-m ') else [HERE / script]
+    paths = os.pathsep.join(filter(None, (str(HERE), os.environ.get('PYTHONPATH'))))  # where -m finds our modules
+    process = subprocess.Popen([sys.executable, *start, *words], preexec_fn=keep.stops.end_with_parent,
+                               env=os.environ | {'PYTHONPATH': paths})
     try:
         code = process.wait()
     except keep.stops.Stopped as e:
@@ -197,7 +199,7 @@ def parse(words):
             raise UserError(f'--wild {source} does not exist: name a folder of images, or a set that torchvision has')
     if args.table == 'pools' and not (args.wild and all((Path(args.wild[0]) / f'share-{share:02}.txt').is_file() for share in SHARES)):
         raise UserError('pools needs --wild DIR, the folder that `python -m wild.make_pools` wrote')
-    known = [id for id in rows_of(args.table, kind, args.scale) if ROWS[id].script]
+    known = rows_of(args.table, kind, args.scale)
     if unknown := [id for id in args.rows or () if id not in known]:
         raise UserError(f'no row {", ".join(unknown)} in {args.table} of {args.dataset}: the rows are {", ".join(known)}')
     args.rows = [id for id in known if id in (args.rows or known[1:])]  # teachers as the others need them, unless asked for

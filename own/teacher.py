@@ -217,10 +217,10 @@ def find_spec(wanted, dataset):
     return spec
 
 
-def load_teacher(wanted, dataset, info, device, amp):
+def load_teacher(wanted, dataset, info, device, amp, fold=True):
     """The Teacher that `wanted`, a Wanted or a path, stands for, on the device. dataset: its name, or None: then the one that the teacher's
-    file names, or 'none'. info: of data.DATASETS, or None. amp: the user's --amp. Raises UserError for what can't be used, and
-    for what contradicts the data set, the flags or itself."""
+    file names, or 'none'. info: of data.DATASETS, or None. amp: the user's --amp. fold: whether our own networks' batch norms are folded.
+    Raises UserError for what can't be used, and for what contradicts the data set, the flags or itself."""
     wanted = wanted if isinstance(wanted, Wanted) else Wanted(str(wanted))
     spec = find_spec(wanted, dataset)
     bgr = wanted.channels == 'bgr'
@@ -254,7 +254,7 @@ def load_teacher(wanted, dataset, info, device, amp):
     parameters = count_parameters(net) if isinstance(net, nn.Module) else None
     amp = 'off' if made.black_box else pick_amp(amp, device, made.facts.get('arch', ''))
     if made.kind == 'ours' and not bgr:
-        net = to_device(fold_batch_norms(net), device)
+        net = to_device(fold_batch_norms(net) if fold else net, device)
         if amp == 'bf16':
             net.bfloat16()  # as autocast would, but once: it keeps no cast weights where none needs a gradient
     else:

@@ -124,6 +124,7 @@ def add_verdict(body, run, order):
     count = f'{result["num_select"]:,}' if result.get('num_select') else ''
     tag(body, 'p', {'dfnd': f'It learned from {count}{pool}{select}, and from no original image.',
                     'kd': 'It learned from the original images and its teacher.',
+                    'inverted': 'Images were drawn out of the batch norms of its teacher.',
                     'pu-compression': f'It learned from {count} images, {result.get("labelled_images", 0):,} of them original, the others'
                                       f'{pool} that a classifier takes for the same kind.',
                     **dict.fromkeys(('dafl', 'dfad'), 'It learned from images that a generator drew, and from no original image.')}.get(

@@ -6,10 +6,10 @@ import re
 import statistics
 from typing import NamedTuple
 
-from paper.rows import ROWS, Row
+from paper.rows import FIRST, ROWS, Row
 from utils import UserError, first_line, read_json, read_json_lines, warn, written_aside
 
-METHODS = ('teacher', 'student', 'kd', 'dafl', 'dfad', 'pu-compression', 'dfnd')
+METHODS = ('teacher', 'student', 'kd', 'dafl', 'dfad', 'pu-compression', 'inverted', 'dfnd')
 NUMBERS = ('top1', 'top1_best', 'teacher_top1', 'seconds', 'seed', 'params', 'flops')  # of a result; each may be null
 # What a run was told that can matter to its number: these keys of its result, and its settings except those that say where or how
 # it was computed.
@@ -60,9 +60,10 @@ def read_run(folder):
 def result_so_far(folder, config, curve):
     """What stands for the result of an unfinished run: its settings, and what was measured last."""
     settings, command = settings_of(config), config.get('command', '')
-    method = (settings.get('method', 'dafl') if 'DAFL-train.py' in command else 'kd' if settings.get('transfer_set') == 'original' else
-              'pu-compression' if settings.get('select') == 'pu' else 'dfnd' if 'transfer_set' in settings else
-              'student' if any(folder.glob('student*')) else 'teacher')
+    method = settings.get('method') or (
+        'dafl' if 'DAFL-train.py' in command else 'kd' if settings.get('transfer_set') == 'original' else
+        'pu-compression' if settings.get('select') == 'pu' else 'dfnd' if 'transfer_set' in settings else
+        'student' if any(folder.glob('student*')) else 'teacher')
     measured = {key: row[key] for row in curve for key in ('top1', 'agreement', 'seconds') if row.get(key) is not None}
     return {**settings, 'wild': None, 'method': method, **measured}
 
@@ -145,6 +146,7 @@ class Entry(NamedTuple):
     """A row of a table and its runs, by seed; none where it was not run."""
     row: Row
     runs: list
+    first: list = []  # the runs that it needs besides its teacher's, such as of the images that it learns from
 
     def values(self, key):
         return [run.result[key] for run in self.runs if run.result.get(key) is not None]
@@ -152,10 +154,19 @@ class Entry(NamedTuple):
     def mean(self, key):
         return statistics.mean(self.values(key))
 
+    def core_hours(self):
+        """Of one seed, all that comes after the teacher: the mean over the seeds; None where a run does not say. A core of a run is a
+        thread of one of its processes."""
+        groups = [[(run.result.get('seconds'), run.line.get('hardware') or {}) for run in runs] for runs in (self.runs, self.first) if runs]
+        if any(seconds is None or 'threads' not in hardware for group in groups for seconds, hardware in group):
+            return None
+        return sum(statistics.mean(seconds * hardware['threads'] * hardware.get('processes', 1) for seconds, hardware in group)
+                   for group in groups) / 3600
+
 
 def entries(tables, ids=()):
     """{data set: its Entries}, of load_runs' runs: of these ids in this order, or of all that ran, in ROWS' order and then by id."""
-    return {dataset: [Entry(row_of(id, ran.get(id, [])), ran.get(id, []))
+    return {dataset: [Entry(row_of(id, ran.get(id, [])), ran.get(id, []), ran.get(FIRST.get(id), []))
                       for id in ids or [*(id for id in ROWS if id in ran), *sorted(ran.keys() - ROWS)]]
             for dataset, ran in sorted(tables.items())}
 

@@ -2,7 +2,8 @@
 
 from typing import NamedTuple
 
-TEACHER, DFND, DAFL = 'teacher-train.py', 'DFND-train.py', 'DAFL-train.py'
+TEACHER, DFND, DAFL, INVERSION = 'teacher-train.py', 'DFND-train.py', 'DAFL-train.py', '-m rivals.inversion'
+FIRST = {'deepinversion': 'inverted'}  # rows that need the run of another, besides the teacher
 
 
 class Row(NamedTuple):
@@ -10,7 +11,7 @@ class Row(NamedTuple):
     name: str
     data: str  # the images it needs, in the papers' words
     paper: dict | None  # the paper's top-1 (percent) by data set; None: the papers have no such row
-    script: str | None  # None: not implemented here
+    script: str | None  # None: of no row of these
     flags: str  # at every scale; the words in braces are WORDS', {acc} is recipes.PUBLISHED_ACC's
 
 
@@ -45,7 +46,8 @@ ROWS = {row.id: row for row in [  # tables without a given order have this one
         '{recipe} --wild characters --select all'),
     Row('dafl', 'DAFL', 'none', {'cifar10': 92.22, 'cifar100': 74.47, 'MNIST': 98.20}, DAFL, ''),
     Row('dfad', 'DFAD', 'none', {'cifar10': 93.30, 'cifar100': 67.70, 'MNIST': 98.3}, DAFL, '--method dfad'),
-    Row('deepinversion', 'DeepInversion', 'none', {'cifar10': 93.26}, None, ''),
+    Row('inverted', 'DeepInversion, its images', 'none', None, INVERSION, ''),
+    Row('deepinversion', 'DeepInversion', 'none', {'cifar10': 93.26}, DFND, '{recipe} --select all --loss kd --wild {inverted}'),
     Row('pu-compression', 'PU-compression', 'positive-unlabeled', {'cifar10': 93.75}, DFND, '{pu}'),
     Row('random', 'Randomly selected', 'unlabeled', {'cifar10': 91.25, 'cifar100': 73.25}, DFND, '{recipe} --select random'),
     Row('balanced', 'DFND, the cleanest of each class', 'unlabeled', DFNDS, DFND, '{recipe} --select balanced'),
@@ -112,10 +114,12 @@ BUDGETS = {
     ('cifar', 'cpu'): {  # every student sees 150,000 images: the recipe's number
         'teacher': '--width 16', 'student': '--width 16 --epochs 3', 'kd': '', 'wild': '',
         'dafl': '--epochs 16 --batch_size 256', 'dfad': '--epochs 10',  # two hours of a core each
+        'inverted': '--iterations 100', 'deepinversion': '',  # 5,120 images in an hour and more of a core
         'pu-compression': '--num_select 10000'},  # as many as the others, 1,000 of them labelled
     ('cifar', 'study'): {  # the same, those of the generators excepted, by the published schedules in small
         'teacher': '--width 16 --epochs 15 --schedule onecycle', 'student': '--width 16 --epochs 3',
         'kd': '--epochs 3 --batch_size 128', 'dafl': '--epochs 3 --batch_size 256', 'dfad': '--epochs 3',
+        'inverted': '--iterations 20', 'deepinversion': '--steps 1176 --batch_size 128',
         'wild': '--num_select 10000 --epochs 15 --batch_size 128',
         'all': '--steps 1176 --batch_size 128',  # whatever the pool's size
         'n2500': '--epochs 60 --batch_size 128', 'n5000': '--epochs 30 --batch_size 128',
@@ -142,6 +146,7 @@ MULTIPLY_ADDS = {'cifar': {'teacher': 1.159e9, 'student': 0.555e9, 'generator': 
 IMAGES_SEEN = {
     'cifar': {'teacher': 200 * 50_000, 'student': 200 * 50_000, 'kd': 409 * 50_000, 'dafl': 2000 * 120 * 1024, 'dfad': 500 * 50 * 256,
               'pu-compression': 200 * 270_000,  # its prior's share of ImageNet
+              'inverted': 5120 * 2000,
               'dfnd-first-upload': 2 * 50_000 * 800, 'seen-half': 40_000 * 256, 'seen-double': 160_000 * 256, 'other': 40_000 * 512},
     'MNIST': {'teacher': 10 * 60_000, 'student': 10 * 60_000, 'dafl': 200 * 120 * 512, 'dfad': 40 * 50 * 512,
               'seen-half': 1500 * 256, 'seen-double': 6000 * 256, 'other': 3000 * 256}}
@@ -152,6 +157,8 @@ def gpu_hours(kind, row, tflops):
     cost, seen = MULTIPLY_ADDS[kind], IMAGES_SEEN[kind]
     if row in ('teacher', 'student'):
         each = 3 * cost[row]
+    elif row == 'inverted':  # the gradient goes through the teacher
+        each = 2 * cost['teacher']
     elif row == 'dafl':  # the gradient goes through the teacher down to the images: two
         each = 3 * cost['student'] + 2 * cost['teacher'] + 3 * cost['generator']
     elif row == 'dfad':  # five batches of the student's, and one of the generator's, whose gradient goes through both networks

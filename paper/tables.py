@@ -59,7 +59,6 @@ def table1(dataset, rows):
     for entry in rows:
         row, size = entry.row, [short(entry.runs[0].result.get(key)) if entry.runs else '-' for key in ('flops', 'params')]
         last, *others = top1_cells(entry)
-        last += ': not implemented here' if row.script is None and row.paper else ''
         paper = (row.paper or {}).get(dataset)
         lines.append([row.name, row.data, *size, last, *others, f'{paper:.2f}' if paper else '-'])
     runs = [run for entry in rows for run in entry.runs]

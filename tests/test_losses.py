@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from losses import (
     activation_loss,
+    disagreement,
     information_entropy_loss,
     kd_loss,
     log_adaptation_matrix,
@@ -16,6 +17,8 @@ from losses import (
     noisy_nll,
     one_hot_loss,
     robust_kd_losses,
+    statistics_loss,
+    total_variation,
 )
 
 
@@ -189,3 +192,36 @@ def test_the_robust_losses_are_kd_by_each_guess_of_the_class_weights():
     for k in range(2):
         ours = robust_kd_losses(s, t, 2.0, guesses)
         assert_same(ours[k], plain_kd(s, t, 2.0, guesses[:, k]) / 2, [s, t])  # times T, and not T squared
+
+
+# ---------------------------------------------------------------- DeepInversion
+
+
+def test_the_statistics_loss_is_the_plain_norms_and_zero_where_mean_and_variance_are_known():
+    x = torch.randn(3, 2, 4, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    mean, var = torch.tensor([0.5, -1.0], dtype=torch.float64), torch.tensor([2.0, 0.25], dtype=torch.float64)
+    flat = [torch.cat([image[c].flatten() for image in x]) for c in range(2)]
+    means = [sum(values) / 60 for values in flat]
+    variances = [sum((v - m) ** 2 for v in values) / 60 for values, m in zip(flat, means)]
+    plain = sum(sum((a - b) ** 2 for a, b in zip(*pair)) ** 0.5 for pair in ((means, mean), (variances, var)))
+    assert_same(statistics_loss(x, mean, var), plain, [x])
+    same = statistics_loss(x.detach(), x.detach().mean(dim=(0, 2, 3)), x.detach().var(dim=(0, 2, 3), unbiased=False))
+    assert same.item() == pytest.approx(0, abs=1e-12)
+
+
+def test_total_variation_of_a_constant_is_zero_and_of_one_bright_pixel_as_by_hand():
+    assert total_variation(torch.full((2, 3, 4, 4), 7.0)).item() == 0
+    x = torch.zeros(1, 1, 3, 3)
+    x[0, 0, 1, 1] = 2.0  # two neighbours in each of the four directions
+    assert total_variation(x).item() == pytest.approx(4 * math.sqrt(2 * 2.0**2), rel=1e-6)
+
+
+def test_disagreement_is_one_where_both_agree_and_one_minus_js_elsewhere():
+    s, t, _, _ = data(C=3)
+    assert disagreement(s, s + 5).item() == pytest.approx(1, abs=1e-12)
+    js = 0
+    for a, b in zip(s, t):
+        p, q = ([max(0.01, min(0.99, v.item())) for v in softmax([v / 3 for v in row])] for row in (a, b))
+        m = [max(0.01, min(0.99, (x + y).item() / 2)) for x, y in zip(softmax([v / 3 for v in a]), softmax([v / 3 for v in b]))]
+        js += sum(z * (math.log(z) - math.log(x)) + z * (math.log(z) - math.log(y)) for x, y, z in zip(p, q, m)) / 2
+    assert disagreement(s, t).item() == pytest.approx(1 - js / len(s), rel=1e-9)

@@ -59,6 +59,7 @@ WITHOUT = dict(top1=None, top1_best=None, dataset='none')
     ('student', {}, ('The student', '95.00 % top-1', 'labels')),
     ('kd', dict(teacher_top1=94.0), ('+1.00 points',)),
     ('dafl', {}, ('generator', '95.00 % top-1')), ('dfad', {}, ('generator', 'no original image')),
+    ('inverted', {}, ('batch norms',)),
     ('pu-compression', dict(num_select=2000, labelled_images=300, wild_images=9000), ('2,000 images, 300 of them original', '9,000'))])
 def test_the_verdict_comes_first(tmp_path, page, monkeypatch, method, values, words):
     monkeypatch.setattr('paper.page.add_curves', lambda body, rows: None)  # which take a second

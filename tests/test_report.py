@@ -94,7 +94,7 @@ def test_rows_asked_for_the_papers_numbers_and_what_did_not_run(tmp_path, table)
         make_run(tmp_path / 'runs', f'{row}-s0', dataset='cifar10')
     text = table('--rows', 'teacher', 'deepinversion', 'mine', 'dfnd-corrected', 'dfnd-released', 'T8', 'gone')
     assert {name: [row[3], row[-1]] for name, row in cells(text).items()} == {
-        'Teacher': ['not run', '94.85'], 'DeepInversion': ['not run: not implemented here', '93.26'], 'DFND (mine)': ['95.00', '-'],
+        'Teacher': ['not run', '94.85'], 'DeepInversion': ['not run', '93.26'], 'DFND (mine)': ['95.00', '-'],
         'DFND, corrected': ['95.00', '94.02'], "DFND, today's published file": ['not run', '94.02'], 'DFND, T = 8': ['95.00', '-'],
         'gone': ['not run', '-']}
     assert 'paper (width 64)' in text and 'Paper: DFND, Table 1.' in text

@@ -17,6 +17,7 @@ from scripts import ROOT
 
 import reproduce as script
 import utils
+from rivals import inversion
 
 DEMO = ('table1', '--dataset', 'mnist5k', '--scale', 'demo')
 
@@ -40,6 +41,9 @@ def plan(reproduce):
     ('table1', 'cifar10', 'cpu', 'dfnd-s2', 'DFND-train.py --recipe short'),
     ('table1', 'cifar10', 'study', 'kd-s0', 'DFND-train.py --recipe corrected --transfer_set original --epochs 3 --batch_size 128'),
     ('table1', 'cifar10', 'full', 'pu-compression-s0', 'DFND-train.py --recipe pu'),
+    ('table1', 'cifar10', 'cpu', 'inverted-s0', '-m rivals.inversion --iterations 100'),
+    ('table1', 'cifar10', 'cpu', 'deepinversion-s0',
+     'DFND-train.py --recipe short --select all --loss kd --wild runs/cifar10-cpu/inverted-s0/images'),
     ('table1', 'cifar10', 'cpu', 'pu-compression-s0', 'DFND-train.py --recipe short --select pu --num_select 10000'),
     ('table1', 'cifar10', 'study', 'random-s1',
      'DFND-train.py --recipe corrected --select random --num_select 10000 --epochs 15 --batch_size 128'),
@@ -53,25 +57,26 @@ def plan(reproduce):
     ('study', 'MNIST', 'study', 'seen-double-s0', 'DFND-train.py --recipe lenet-onecycle --num_select 10000 --steps 6000'),
 ])
 def test_commands(plan, table, dataset, scale, run, command):
-    (name, *flags), folder = command.split(), f'runs/{dataset}-{scale}'
-    if name != 'teacher-train.py':
+    words, folder = command.split(), f'runs/{dataset}-{scale}'
+    name, flags = words[: 1 + (words[0] == '-m')], words[1 + (words[0] == '-m') :]
+    if name != ['teacher-train.py']:
         flags += ['--teacher_dir', f'{folder}/teacher-s{run[-1] if dataset == "MNIST" else 0}']
     assert plan(table, '--dataset', dataset, '--scale', scale)[run].split() == [
-        'python', name, '--dataset', dataset, *flags, '--seed', run[-1], '--output_dir', folder, '--run', run, '--resume']
+        'python', *name, '--dataset', dataset, *flags, '--seed', run[-1], '--output_dir', folder, '--run', run, '--resume']
 
 
 @pytest.mark.parametrize('table, dataset, scale, count', [  # and how many runs
-    ('table1', 'cifar10', 'cpu', 19), ('table1', 'cifar10', 'study', 22), ('table1', 'cifar100', 'full', 22),
+    ('table1', 'cifar10', 'cpu', 21), ('table1', 'cifar10', 'study', 24), ('table1', 'cifar100', 'full', 24),
     ('table1', 'MNIST', 'cpu', 33), ('table1', 'MNIST', 'study', 38), ('table1', 'mnist5k', 'demo', 3),
     ('study', 'cifar10', 'study', 42), ('study', 'cifar100', 'full', 42),
     ('study', 'MNIST', 'study', 95), ('study', 'MNIST', 'full', 95)])
 def test_the_scripts_take_every_command(plan, monkeypatch, table, dataset, scale, count):
     commands = plan(table, '--dataset', dataset, '--scale', scale)
     assert len(commands) == count and next(iter(commands)) == 'teacher-s0'
-    parsers = {path.name: runpy.run_path(str(path))['parse'] for path in ROOT.glob('*-train.py')}
+    parsers = {path.name: runpy.run_path(str(path))['parse'] for path in ROOT.glob('*-train.py')} | {'-m': inversion.parse}
     for run, command in commands.items():
         _, name, *words = shlex.split(command)
-        monkeypatch.setattr(sys, 'argv', [name, *words])
+        monkeypatch.setattr(sys, 'argv', [name, *words[name == '-m':]])
         args = parsers[name]()
         assert args.run == run and args.resume and args.dataset == dataset
 
@@ -109,14 +114,14 @@ def test_the_arithmetic_of_the_full_scale(reproduce):
     # 200 x 50,000 images x 1.159 G multiply-adds x 2 operations x 3 passes / 100 T / 3600; 40,000 x 512 x 2 x (3 x 0.555 G + 1.159 G);
     # DFAD: 500 x 50 x 256 x 2 x (5 x (3 x 0.555 + 1.159 + 0.123) + 2 x 0.555 + 2 x 1.159 + 3 x 0.123) G
     assert all(re.search(fact, text) for fact in (
-        'teacher-s0: .* 0.19 GPU hours', 'random-s0: .* 0.32 GPU hours', 'dfad-s0: .* 0.66 GPU hours', 'not done: 15.5'))
+        'teacher-s0: .* 0.19 GPU hours', 'random-s0: .* 0.32 GPU hours', 'dfad-s0: .* 0.66 GPU hours', 'not done: 16.0'))
     text = reproduce('table1', '--dry_run', '--dataset', 'cifar100')[0]
-    assert 'GPU hours' not in text and '[-]' not in text and 'DeepInversion' not in text
+    assert 'GPU hours' not in text and 'DeepInversion' in text
 
 
 @pytest.mark.parametrize('words, parts', [
-    (('table1', '--rows', 'kd', 'all', 'deepinversion'),
-     ('no row all, deepinversion in table1', 'teacher, student, kd, dafl, dfad, pu-compression, random, balanced, dfnd')),
+    (('table1', '--rows', 'kd', 'all', 'noise'),
+     ('no row all, noise in table1', 'teacher, student, kd, dafl, dfad, deepinversion, pu-compression, random, balanced, dfnd')),
     (('pools', '--wild', '.'), ('--wild DIR', 'wild.make_pools')),
     (('table1', '--scale', 'pools'), ('--scale pools', 'cifar10')),
     (('study', '--dataset', 'MNIST', '--rows', 'norm-imagenet'), ('no row norm-imagenet', 'class-weights')),
