@@ -70,6 +70,30 @@ def draw_losses(axis, rows):
     axis.grid(alpha=0.3)
 
 
+KINDS = {'original': 'original images', 'unlabeled': 'wild images', 'positive-unlabeled': 'wild images and a part of the original ones',
+         'none': 'images by a generator', 'inverted': 'images out of batch norms'}  # by what a row needs
+
+
+def draw_cost(fig, rows, _):
+    """The accuracy of every row against what its student cost, means over the seeds; of the teacher's rows none."""
+    fig.set_size_inches(9, 5)
+    axis, seen = fig.subplots(), {}
+    for entry in rows:
+        hours = entry.core_hours() if entry.values('top1') and entry.runs[0].result['method'] != 'teacher' else None
+        data = 'inverted' if entry.first else entry.row.data
+        if hours is not None and data in KINDS:
+            colour = COLOURS[list(KINDS).index(data)]
+            seen[data], = axis.plot(hours, entry.mean('top1'), 'o', color=colour, label=None if data in seen else KINDS[data])
+            axis.annotate(literal(entry.row.name), (hours, entry.mean('top1')), xytext=(0, 5), textcoords='offset points', fontsize=8,
+                          ha='center')
+    axis.set(title="Accuracy against core-hours, the teacher's left out", xlabel='core-hours of one seed', ylabel='top-1 (%)')
+    axis.set_xlim(left=0)
+    axis.margins(0.15)
+    axis.grid(alpha=0.3)
+    if seen:
+        axis.legend(fontsize=8, loc='lower right')
+
+
 def draw_selection(fig, rows, run):
     """The cleanest and the noisiest wild images."""
     draw_images(fig, run, {'clean': 'cleanest', 'noisy': 'noisiest'})
@@ -139,7 +163,7 @@ def draw_adaptation(fig, rows, run):
             axis.text(j, i, f'{value:.3f}', ha='center', va='center', fontsize=8, color='w' if dark else 'k')
 
 
-FIGURES = {'curves': (draw_curves, 'metrics.jsonl'), 'selection': (draw_selection, 'thumbnails.npz'),
+FIGURES = {'curves': (draw_curves, 'metrics.jsonl'), 'cost': (draw_cost, 'metrics.jsonl'), 'selection': (draw_selection, 'thumbnails.npz'),
            'chosen': (draw_chosen, 'thumbnails.npz'),
            'histogram': (draw_histogram, 'selection.csv'), 'adaptation': (draw_adaptation, 'adaptation.npy')}
 

@@ -354,7 +354,7 @@ def add_files(folder, classes):
 def test_figures(tmp_path, report):
     image = pytest.importorskip('matplotlib.image')
     folder = make_run(tmp_path / 'runs', 'a-s0')
-    assert report()[1].count('not drawn') == 5
+    assert report()[1].count('not drawn') == 6
     add_files(folder, classes=10)
     hundred = make_run(tmp_path / 'runs', 'b-s0', dataset='cifar100')
     add_files(hundred, classes=100)
@@ -363,15 +363,24 @@ def test_figures(tmp_path, report):
     assert all(word in err for word in ('cifar100-selection.png', 'cifar100-chosen.png', 'thumbnails.npz')) and err.count('\n') == 2
     pictures = sorted((tmp_path / 'report').glob('*.png'))
     assert [path.stem for path in pictures] == [
-        *(f'cifar100-{name}' for name in ('adaptation', 'curves', 'histogram')),
-        *(f'mnist5k-{name}' for name in ('adaptation', 'chosen', 'curves', 'histogram', 'selection'))]
+        *(f'cifar100-{name}' for name in ('adaptation', 'cost', 'curves', 'histogram')),
+        *(f'mnist5k-{name}' for name in ('adaptation', 'chosen', 'cost', 'curves', 'histogram', 'selection'))]
     for path in pictures:
-        assert image.imread(path)[..., :3].std() > 0.05, f'{path.name} is blank'
+        assert image.imread(path)[..., :3].std() > (0.02 if 'cost' in path.name else 0.05), f'{path.name} is blank'
     publish(folder, tmp_path / 'published.jsonl')
-    err = report('--runs', 'published.jsonl', '--out', 'there')[1]  # a published file has the curves alone
-    assert [path.name for path in (tmp_path / 'there').glob('*.png')] == ['curves.png'] and 'cifar100' not in err
+    err = report('--runs', 'published.jsonl', '--out', 'there')[1]  # a published file has no pictures of a run
+    assert sorted(path.name for path in (tmp_path / 'there').glob('*.png')) == ['cost.png', 'curves.png'] and 'cifar100' not in err
     assert all(word in err for word in ('selection.png', 'histogram.png', 'adaptation.png'))
-    assert image.imread(tmp_path / 'there' / 'curves.png').shape == image.imread(pictures[5]).shape
+    assert image.imread(tmp_path / 'there' / 'curves.png').shape == image.imread(pictures[7]).shape
+
+
+def test_core_hours_are_of_all_that_a_row_needs_but_its_teacher(tmp_path):
+    for seed, seconds in ((0, 3600.0), (1, 7200.0)):
+        make_run(tmp_path / 'runs', f'deepinversion-s{seed}', dataset='cifar10', seconds=seconds)
+    make_run(tmp_path / 'runs', 'inverted-s0', 'inverted', dataset='cifar10', seconds=1800.0)
+    make_run(tmp_path / 'runs', 'kd-s0', 'kd', dataset='cifar10', seconds=360.0)
+    found = {entry.row.id: entry.core_hours() for entry in entries(load_runs(tmp_path / 'runs'))['cifar10']}
+    assert found == pytest.approx({'deepinversion': 2 * (1.5 + 0.5), 'inverted': 2 * 0.5, 'kd': 2 * 0.1})  # two threads each
 
 
 @pytest.mark.parametrize('name', ['metrics.jsonl', 'selection.csv', 'thumbnails.npz', 'adaptation.npy'])
