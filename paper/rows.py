@@ -113,8 +113,8 @@ BUDGETS = {
     ('cifar', 'full'): {'seen-half': '--steps 40000', 'seen-double': '--steps 160000'},
     ('cifar', 'cpu'): {  # every student sees 150,000 images: the recipe's number
         'teacher': '--width 16', 'student': '--width 16 --epochs 3', 'kd': '', 'wild': '',
-        'dafl': '--epochs 16 --batch_size 256', 'dfad': '--epochs 10',  # two hours of a core each
-        'inverted': '--iterations 100', 'deepinversion': '',  # 5,120 images in an hour and more of a core
+        'dafl': '--epochs 24 --batch_size 256', 'dfad': '--epochs 20',  # less than two hours of a core each
+        'inverted': '--iterations 200', 'deepinversion': '',  # 5,120 images in less than an hour and a half of a core
         'pu-compression': '--num_select 10000'},  # as many as the others, 1,000 of them labelled
     ('cifar', 'study'): {  # the same, those of the generators excepted, by the published schedules in small
         'teacher': '--width 16 --epochs 15 --schedule onecycle', 'student': '--width 16 --epochs 3',

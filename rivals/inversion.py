@@ -1,7 +1,7 @@
 """DeepInversion: images drawn out of a teacher's batch norms, kept as PNG files, to distil a student from (Yin et al., CVPR 2020).
 
     python -m rivals.inversion --dataset cifar10 --run inverted                       # 2,000 steps a batch, as published: needs a GPU
-    python -m rivals.inversion --dataset cifar10 --run inverted --iterations 100      # an hour and more of a core
+    python -m rivals.inversion --dataset cifar10 --run inverted --iterations 200      # less than an hour and a half of a core
     python DFND-train.py --dataset cifar10 --wild runs/inverted/images --select all
 
 An epoch is a batch of images, which begin as noise; a step changes all of them. The teacher needs batch norms that know the means and

@@ -41,7 +41,7 @@ def plan(reproduce):
     ('table1', 'cifar10', 'cpu', 'dfnd-s2', 'DFND-train.py --recipe short'),
     ('table1', 'cifar10', 'study', 'kd-s0', 'DFND-train.py --recipe corrected --transfer_set original --epochs 3 --batch_size 128'),
     ('table1', 'cifar10', 'full', 'pu-compression-s0', 'DFND-train.py --recipe pu'),
-    ('table1', 'cifar10', 'cpu', 'inverted-s0', '-m rivals.inversion --iterations 100'),
+    ('table1', 'cifar10', 'cpu', 'inverted-s0', '-m rivals.inversion --iterations 200'),
     ('table1', 'cifar10', 'cpu', 'deepinversion-s0',
      'DFND-train.py --recipe short --select all --loss kd --wild runs/cifar10-cpu/inverted-s0/images'),
     ('table1', 'cifar10', 'cpu', 'pu-compression-s0', 'DFND-train.py --recipe short --select pu --num_select 10000'),
