@@ -120,12 +120,12 @@ PU_CLASSIFIER = dict(  # of --select pu, with any recipe
     labelled=0.02,  # 100 images a class of CIFAR-10
     prior=0.21,
 )
-PU_TRAINING = dict(
-    steps=2000,  # ours: the published file has 170 epochs of the pool, of the whole network
-    batch_size=4096,  # unlabelled images; all labelled ones are in every batch, which is ours
-    lr=1e-3,  # of Adam, which is ours: a head learns from nothing, where the published file goes on from the teacher by SGD
-    weight_decay=5e-3,
+PU_TRAINING = dict(  # ours, except the weight decay: a head learns from nothing; the published file retrains the whole teacher by SGD
+    steps=2000,  # for 170 epochs of the pool
+    batch_size=4096,  # unlabelled images, as published; all labelled ones are in every batch
+    lr=1e-3,  # of Adam; / 10 at each of
     milestones=(50 / 170, 100 / 170, 150 / 170),  # of all steps
+    weight_decay=5e-3,
 )
 PU_EPSILON = 0.1  # of the robust distillation's class weights
 
@@ -185,8 +185,7 @@ DFAD_CIFAR = DFAD_LENET | dict(
     weight_decay=5e-4,
     schedule='steps',  # / 10 at epochs 100 and 200 of 500, the generator's too
 )
-DFAD = {'MNIST': DFAD_LENET, 'FashionMNIST': DFAD_LENET, 'mnist5k': DFAD_LENET, 'cifar10': DFAD_CIFAR, 'cifar100': DFAD_CIFAR,
-        'folder': DFAD_CIFAR}
+DFAD = {name: DFAD_LENET if recipe is DAFL_LENET else DFAD_CIFAR for name, recipe in DAFL.items()}
 DATA_FREE = {'dafl': DAFL, 'dfad': DFAD}  # by --method
 
 # ---------------------------------------------------------------- rivals/inversion.py

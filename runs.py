@@ -19,7 +19,7 @@ from arguments import MAY_CHANGE
 from keep import stops
 from networks import count_multiply_adds, count_parameters, save_network
 from paper import board
-from utils import Damaged, UserError, checked, first_line, json_line, read_json, read_object, say, script, warn, write_json, written_aside
+from utils import Damaged, UserError, checked, first_line, json_line, read_json, read_object, say, warn, write_json, written_aside
 from wild.workers import lock
 
 # what a result repeats of the settings; None where a script has no such setting
@@ -89,7 +89,7 @@ class Run:
             self._lock()
             write_json(config_file, {
                 'settings': vars(settings),
-                'command': shlex.join(['python', *script(), *sys.argv[1:]]),
+                'command': shlex.join(['python', *stops.script().split(), *sys.argv[1:]]),
                 'torchrun': torchrun(),
                 'commit': commit(),
                 'versions': {'python': platform.python_version(), 'torch': torch.__version__, 'torchvision': torchvision.__version__},
@@ -279,7 +279,7 @@ class Run:
     def result(self, method, **measured):
         """What result.json holds: the settings that a table needs, and what was measured."""
         settings = {key: getattr(self.settings, key, None) for key in REPEATED}
-        return {'script': ' '.join(script()), 'method': method, **settings, **measured, 'seconds': round(self.seconds(), 1),
+        return {'script': stops.script(), 'method': method, **settings, **measured, 'seconds': round(self.seconds(), 1),
                 'run': self.name}
 
     def finish(self, method, **measured):

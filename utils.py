@@ -41,12 +41,6 @@ def first_process():
     return os.environ.get('WORLD_SIZE', '1') == '1' or os.environ.get('RANK', '0') == '0'
 
 
-def script():
-    """The words after `python` that started this script: its file's name, or -m and a module's."""
-    spec = sys.modules['__main__'].__spec__
-    return ['-m', spec.name] if spec and spec.name.startswith('rivals.') else [Path(sys.argv[0]).name]
-
-
 def run_script(main, leave=lambda: None):
     """Calls `main`, whose result is the exit code. A UserError becomes one line on stderr and exit code 2, a signal 128 + its number.
     leave: called after main, and after an error that all processes of a group meet; see distributed.run_script."""

@@ -93,12 +93,18 @@ def pause():
         state.pause()
 
 
+def script():
+    """What stands after `python` where this script is started: its file's name, or -m and a module's."""
+    spec = sys.modules['__main__'].__spec__
+    return f'-m {spec.name}' if spec and spec.name.startswith('rivals.') else Path(sys.argv[0]).name
+
+
 def farewell(number, where=''):
     """One line on stderr that says how to go on; returns the exit code."""
-    script, alone = sys.argv[0], os.environ.get('WORLD_SIZE', '1') == '1'
-    name = Path(script).name
-    resume = ['--resume'] if name.endswith('-train.py') and '--resume' not in sys.argv else []
-    again = shlex.join(['python', script, *sys.argv[1:], *resume]) if alone else 'the same torchrun command, with --resume'
+    name, alone = script(), os.environ.get('WORLD_SIZE', '1') == '1'
+    resume = ['--resume'] if name.endswith(('-train.py', 'inversion')) and '--resume' not in sys.argv else []
+    words = name.split() if name.startswith('-m ') else sys.argv[:1]
+    again = shlex.join(['python', *words, *sys.argv[1:], *resume]) if alone else 'the same torchrun command, with --resume'
     why = '--max_minutes are over' if number == ALARM else f'stopped by {signal.Signals(number).name}'
     if alone or os.environ.get('RANK', '0') == '0':
         print(f'{name}: {why}{where}; to go on: {again}', file=sys.stderr, flush=True)

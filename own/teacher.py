@@ -92,12 +92,6 @@ class Teacher:
         """Whether it shows the input of a last linear layer, and passes gradients on."""
         return not self.black_box and (not isinstance(self.net, Outputs) or self.last_linear is not None)
 
-    @torch.no_grad()
-    def features(self, images):
-        """images: uint8 (B, channels, size, size) on any device. Returns float32 (B, F); see `logits_and_features`."""
-        with autocast(self.device, self.amp):
-            return self.logits_and_features(self.normalise(images.to(self.device)))[1].float()
-
     def check_gradients(self):
         """Raises UserError for a network whose gradients and features DAFL can't have."""
         if not self.has_features():

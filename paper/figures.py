@@ -79,13 +79,11 @@ def draw_cost(fig, rows, _):
     fig.set_size_inches(9, 5)
     axis, seen = fig.subplots(), {}
     for entry in rows:
-        hours = entry.core_hours() if entry.values('top1') and entry.runs[0].result['method'] != 'teacher' else None
         data = 'inverted' if entry.first else entry.row.data
-        if hours is not None and data in KINDS:
-            colour = COLOURS[list(KINDS).index(data)]
-            seen[data], = axis.plot(hours, entry.mean('top1'), 'o', color=colour, label=None if data in seen else KINDS[data])
-            axis.annotate(literal(entry.row.name), (hours, entry.mean('top1')), xytext=(0, 5), textcoords='offset points', fontsize=8,
-                          ha='center')
+        if entry.values('top1') and entry.runs[0].result['method'] != 'teacher' and data in KINDS:
+            at = entry.core_hours(), entry.mean('top1')
+            seen[data], = axis.plot(*at, 'o', color=COLOURS[list(KINDS).index(data)], label=None if data in seen else KINDS[data])
+            axis.annotate(literal(entry.row.name), at, xytext=(0, 5), textcoords='offset points', fontsize=8, ha='center')
     axis.set(title="Accuracy against core-hours, the teacher's left out", xlabel='core-hours of one seed', ylabel='top-1 (%)')
     axis.set_xlim(left=0)
     axis.margins(0.15)

@@ -155,13 +155,12 @@ class Entry(NamedTuple):
         return statistics.mean(self.values(key))
 
     def core_hours(self):
-        """Of one seed, all that comes after the teacher: the mean over the seeds; None where a run does not say. A core of a run is a
-        thread of one of its processes."""
-        groups = [[(run.result.get('seconds'), run.line.get('hardware') or {}) for run in runs] for runs in (self.runs, self.first) if runs]
-        if any(seconds is None or 'threads' not in hardware for group in groups for seconds, hardware in group):
-            return None
-        return sum(statistics.mean(seconds * hardware['threads'] * hardware.get('processes', 1) for seconds, hardware in group)
-                   for group in groups) / 3600
+        """Of one seed, all that comes after the teacher: the mean over the seeds. A thread of a process is a core."""
+        def hours(run):
+            hardware = run.line.get('hardware') or {}
+            return (run.result.get('seconds') or 0) * hardware.get('threads', 1) * hardware.get('processes', 1) / 3600
+
+        return sum(statistics.mean(map(hours, runs)) for runs in (self.runs, self.first) if runs)
 
 
 def entries(tables, ids=()):

@@ -4,9 +4,8 @@
     python -m rivals.inversion --dataset cifar10 --run inverted --iterations 200      # less than an hour and a half of a core
     python DFND-train.py --dataset cifar10 --wild runs/inverted/images --select all
 
-An epoch is a batch of images, which begin as noise; a step changes all of them. The teacher needs batch norms that know the means and
-variances of the original data: they are all that is left of it. --adaptive is Adaptive DeepInversion: the images are also to be those on
-which a student, --student, does not agree with the teacher yet.
+An epoch is a batch of images, which begin as noise; a step changes all of them. --adaptive is Adaptive DeepInversion: the images are also
+to be those on which a student, --student, does not agree with the teacher yet.
 """
 
 import keep.stops  # isort: skip  # before torch, see there
@@ -51,28 +50,20 @@ def parse():
     return args
 
 
-class Statistics:
-    """Has the batch norms of a network tell, after each call, how far their inputs are from what they know. Raises UserError for a network
-    without any."""
-
-    def __init__(self, teacher):
-        modules = teacher.net.modules() if isinstance(teacher.net, nn.Module) else ()
-        norms = [m for m in modules if isinstance(m, nn.BatchNorm2d) and m.running_mean is not None]
-        if not norms:
-            why = 'gives outputs alone' if teacher.black_box else 'has none'
-            raise UserError(f'DeepInversion makes images whose statistics are those in the batch norms of the teacher, and {teacher.arch} '
-                            f'{why}: take a teacher with batch norms, such as a ResNet, or DAFL-train.py')
-        self.losses, self.count = [], len(norms)
-        for norm in norms:
-            norm.register_forward_pre_hook(self.see)
-
-    def see(self, norm, inputs):
-        self.losses.append(statistics_loss(inputs[0].float(), norm.running_mean, norm.running_var))
-
-    def take(self):
-        """The sum over all layers of the last call."""
-        losses, self.losses = self.losses, []
-        return sum(losses)
+def watch(teacher):
+    """A list to which every batch norm of the teacher adds, at each call, how far its input is from what it knows (statistics_loss). Raises
+    UserError for a teacher without any."""
+    modules = teacher.net.modules() if isinstance(teacher.net, nn.Module) else ()
+    norms = [m for m in modules if isinstance(m, nn.BatchNorm2d) and m.running_mean is not None]
+    if not norms:
+        raise UserError(f'DeepInversion makes images whose statistics are those in the batch norms of the teacher, and {teacher.arch} '
+                        f'{"gives outputs alone" if teacher.black_box else "has none"}: take a teacher with batch norms, such as a ResNet, '
+                        'or DAFL-train.py')
+    seen = []
+    for norm in norms:
+        norm.register_forward_pre_hook(
+            lambda norm, inputs: seen.append(statistics_loss(inputs[0].float(), norm.running_mean, norm.running_var)))
+    return seen
 
 
 def invert(epoch, run, teacher, student, statistics, learner):
@@ -87,9 +78,10 @@ def invert(epoch, run, teacher, student, statistics, learner):
     offsets = torch.randint(-2, 3, (s.iterations, 2), generator=jitter).tolist()
     for step in progress(range(run.done, s.iterations), desc=f'batch {epoch}/{s.epochs}', unit='step'):
         x = images.roll(offsets[step], dims=(2, 3))
+        statistics.clear()
         with training.autocast(teacher.device, s.amp):
             t = teacher.net(x).float()
-        terms = {'loss_ce': F.cross_entropy(t, targets), 'loss_bn': s.bn * statistics.take(), 'loss_tv': s.tv * total_variation(x),
+        terms = {'loss_ce': F.cross_entropy(t, targets), 'loss_bn': s.bn * sum(statistics), 'loss_tv': s.tv * total_variation(x),
                  'loss_l2': s.l2 * x.norm()}
         if student:
             with training.autocast(teacher.device, s.amp):
@@ -125,7 +117,7 @@ def main():
     info = DATASETS.get(args.dataset)
     teacher = load_teacher(Wanted.of(args), args.dataset, info, device, 'off', fold=False)
     teacher.measure(None)
-    statistics = Statistics(teacher)
+    statistics = watch(teacher)
     student = args.student and load_teacher(args.student, args.dataset, info, device, 'off')
     s = arguments.settle(args, recipes.INVERSION, method='inverted', dataset=teacher.dataset, teacher=teacher.digest, device=device.type,
                          student=student and student.digest, arch=teacher.arch, width=teacher.width,
@@ -138,11 +130,10 @@ def main():
     images = nn.Parameter(torch.zeros(s.batch_size, teacher.channels, teacher.size, teacher.size, device=device))
     optimizer = torch.optim.Adam([images], lr=s.lr)
     run.start('images', nn.ParameterList([images]), teacher.facts(), optimizer=optimizer)
-    say(f'{s.epochs * s.batch_size} images by {statistics.count} batch norms of {teacher.arch}')
+    say(f'{s.epochs * s.batch_size} images out of the batch norms of {teacher.arch}')
     for epoch in run.epochs():
         targets = invert(epoch, run, teacher, student, statistics, (images, optimizer))
         agreement = keep_images(run.folder / 'images', images, targets, teacher, (epoch - 1) * s.batch_size)
-        statistics.take()
         run.end_epoch((None, None), agreement)
     result = run.result('inverted', top1=None, top1_best=None, agreement=agreement, images=s.epochs * s.batch_size)
     write_json(run.folder / 'result.json', result)

@@ -17,7 +17,7 @@ from arguments import at_least
 from data import DATASETS, load
 from losses import nn_pu_risk
 from own.teacher import own_info
-from training import learning_rate, rng, seed_init, set_lr
+from training import autocast, learning_rate, rng, seed_init, set_lr
 from utils import UserError, say
 from wild.reading import Decoder
 
@@ -35,24 +35,19 @@ def add_arguments(g):
 def settings(args, select, loss, teacher):
     """What --select pu adds to a run's settings; nothing for another. Raises UserError for flags that don't go together, and for a teacher
     that has no features."""
-    given = ', '.join(f'--{flag}' for flag in ('labelled', 'prior') if getattr(args, flag))
-    if loss == 'rkd' and args.class_weights:
-        raise UserError('--loss rkd has class weights of its own: leave --class_weights out')
-    if select != 'pu':
-        if given:
-            raise UserError(f'{given} is of --select pu: add it, or leave {given} out')
-        return {}
-    if args.stream:
-        raise UserError('--select pu trains its classifier on the whole pool, and --stream does not keep it: leave --stream out')
-    if args.wild_norm == 'imagenet':
-        raise UserError('--select pu compares wild images with original ones, and --wild_norm imagenet is of wild ones alone: leave it '
-                        'out')
-    if teacher.dataset not in DATASETS:
-        raise UserError('--select pu needs a part of the labelled training data: name it with --dataset')
-    if not teacher.has_features():
-        raise UserError(f"--select pu needs the input of the teacher's last linear layer, and {teacher.arch} does not show it: use another "
-                        '--select, or give the network as a builder with --teacher_weights')
-    return {**recipes.PU_CLASSIFIER, **{flag: getattr(args, flag) for flag in ('labelled', 'prior') if getattr(args, flag)}}
+    given = {flag: getattr(args, flag) for flag in ('labelled', 'prior') if getattr(args, flag)}
+    pu = select == 'pu'
+    for wrong, why in (
+            (given and not pu, f'--{" and --".join(given)} without --select pu: add it'),
+            (loss == 'rkd' and args.class_weights, '--loss rkd has class weights of its own: leave --class_weights out'),
+            (pu and args.stream, '--select pu trains its classifier on the whole pool, and --stream does not keep it: leave --stream out'),
+            (pu and args.wild_norm == 'imagenet', '--select pu normalises wild images as original ones: leave --wild_norm imagenet out'),
+            (pu and teacher.dataset not in DATASETS, '--select pu needs a part of the training data: name it with --dataset'),
+            (pu and not teacher.has_features(), f"--select pu needs the input of the teacher's last linear layer, and {teacher.arch} does "
+             'not show it: give it as a builder with --teacher_weights, or take another --select')):
+        if wrong:
+            raise UserError(why)
+    return recipes.PU_CLASSIFIER | given if pu else {}
 
 
 class Found(NamedTuple):
@@ -97,7 +92,7 @@ def labelled_rows(labels, classes, fraction, seed):
 
 def score_pool(teacher, pool, images, s):
     positive = features_of(teacher, (images[i : i + BATCH] for i in range(0, len(images), BATCH)))
-    unlabelled = features_of(teacher, (pool.take(np.arange(i, min(i + BATCH, len(pool)))) for i in range(0, len(pool), BATCH)))
+    unlabelled = features_of(teacher, (pool.take(np.arange(len(pool))[i : i + BATCH]) for i in range(0, len(pool), BATCH)))
     mean, std = unlabelled.mean(dim=0), unlabelled.std(dim=0) + 1e-6
     head = train_head((positive - mean) / std, (unlabelled - mean) / std, s.prior, s.seed)
     with torch.no_grad():
@@ -107,7 +102,8 @@ def score_pool(teacher, pool, images, s):
 @torch.no_grad()
 def features_of(teacher, batches):
     """The teacher's last features, (n, F) float64 on the CPU, of batches of uint8 images."""
-    return torch.cat([teacher.features(x).cpu().double() for x in batches])
+    with autocast(teacher.device, teacher.amp):
+        return torch.cat([teacher.logits_and_features(teacher.normalise(x.to(teacher.device)))[1].cpu().double() for x in batches])
 
 
 class Head(nn.Module):

@@ -11,7 +11,7 @@ from scripts import command, error, result, run, start, untimed
 
 from networks import build, save_network
 from own.teacher import Wanted, load_teacher
-from rivals.inversion import Statistics
+from rivals.inversion import watch
 from utils import read_json, read_json_lines
 
 COMMON = ('--dataset', 'cifar10', '--teacher', 'teacher.pt', '--images', 6, '--batch_size', 4, '--iterations', 5, '--amp', 'off')
@@ -78,7 +78,7 @@ def test_a_killed_inversion_goes_on_to_the_same_images(folder):
         time.sleep(0.01)
     process.kill()
     process.wait()
-    shutil.rmtree(folder / 'runs/cut/images')  # they come again where they were not saved
+    shutil.rmtree(folder / 'runs/cut/images', ignore_errors=True)  # they come again where they were not saved
     before = torch.load(folder / 'runs/cut/last.pt', weights_only=True)['step'] if (folder / 'runs/cut/last.pt').exists() else 0
     assert untimed(result(invert(folder, '--run', 'cut', *flags, '--resume'))) == untimed(whole)
     ours, all_of = pictures(folder, 'cut'), pictures(folder, 'whole')
@@ -96,14 +96,13 @@ def test_adaptive_deepinversion_asks_a_student(folder):
 
 def test_the_hooks_see_what_the_batch_norms_see(folder):
     teacher = load_teacher(Wanted(str(folder / 'teacher.pt')), 'cifar10', None, torch.device('cpu'), 'off', fold=False)
-    statistics = Statistics(teacher)
+    seen = watch(teacher)
     x = torch.randn(5, 3, 32, 32)
     teacher.net(x)
-    found = statistics.take()
-    first = teacher.net.conv1(x)
-    norm = teacher.net.bn1
+    first, norm = teacher.net.conv1(x), teacher.net.bn1
     alone = (first.mean(dim=(0, 2, 3)) - norm.running_mean).norm() + (first.var(dim=(0, 2, 3), unbiased=False) - norm.running_var).norm()
-    assert statistics.count == 20 and found > alone > 0 and statistics.losses == []
+    assert len(seen) == 20 and all(loss > 0 for loss in seen)
+    torch.testing.assert_close(seen[0], alone)
 
 
 def test_a_teacher_without_batch_norm_is_refused_and_says_why(tmp_path):
@@ -115,3 +114,8 @@ def test_a_teacher_without_batch_norm_is_refused_and_says_why(tmp_path):
 
 def test_adaptive_without_a_student_is_one_line(folder):
     assert '--adaptive and --student' in error(invert(folder, '--adaptive', 1, '--run', 'none', code=2))
+
+
+def test_a_stopped_inversion_says_how_to_go_on(folder):
+    done = invert(folder, '--run', 'stopped', '--iterations', 10**6, '--max_minutes', 0.05)
+    assert 'to go on: python -m rivals.inversion --dataset cifar10' in done.stderr and done.stderr.rstrip().endswith('--resume')
