@@ -61,8 +61,9 @@ def parse():
     g.add_argument('--select', choices=SELECT, help='balanced: the cleanest of every class; gumbel: of every class by chance, in '
                    'proportion to exp(energy); class-random: of every class at random; confidence: the cleanest over all; random: '
                    "the paper's control; all: the whole pool")
-    g.add_argument('--num_select', type=at_least(int, 1), help="images to keep (default: the recipe's number, at most half of the "
-                   'pool; of short and lenet, at most as many as the teacher finds of use)')
+    g.add_argument('--num_select', type=arguments.count_of, metavar='N', help="images to keep: a number, or a share of the pool such "
+                   "as 47%% (default: the recipe's number, at most half of the pool; of short and lenet, at most as many as the teacher "
+                   'finds of use)')
     g.add_argument('--class_weights', action=flag, help='weigh rare pseudo-labels up, as the first upload does')
     g.add_argument('--wild_norm', choices=('teacher', 'imagenet'), help="mean and std: the teacher's, or ImageNet's as published")
     g.add_argument('--teacher_acc', type=positive, help="the adaptation matrix's diagonal in 0..1 (default: the teacher's accuracy)")
@@ -81,9 +82,9 @@ def check(args):
     args.export = formats(args.export) if args.export else None
     if args.num_select and args.select == 'all':
         raise UserError(f'--num_select {args.num_select} and --select all contradict each other: leave one out')
-    if args.stream and (args.select == 'all' or not args.num_select):
-        raise UserError('--stream keeps --num_select images of a pool whose size it does not know: give --num_select, and a '
-                        '--select other than all')
+    if args.stream and (args.select == 'all' or not isinstance(args.num_select, int)):
+        raise UserError('--stream keeps --num_select images of a pool whose size it does not know: give --num_select as a number, and '
+                        'a --select other than all')
     if args.epochs and args.steps:
         raise UserError('--epochs and --steps are both given: leave one out')
     if args.teacher_acc and args.teacher_acc > 1:
@@ -122,6 +123,8 @@ def settle_budget(args, s, available, worth=None):
     """s with num_select, batch_size, epochs and steps. available: how many images there are; None if unknown. worth: how many of them are
     worth keeping, where the recipe fits its number to the pool."""
     count = available if s.select in (None, 'all') else s.num_select
+    if isinstance(count, str):  # see arguments.count_of
+        count = max(1, round(float(count[:-1]) / 100 * available))
     if worth and worth < count:
         say(f'num_select: the recipe {s.recipe} takes {count}, and the teacher finds {worth} of the pool worth keeping: {worth}')
         count = worth

@@ -67,6 +67,7 @@ def table1(dataset, rows):
                              for hardware in (run.line.get('hardware') for run in runs) if hardware)
     facts = f'Wild pool: {pools(runs)}. Time of all runs: {sum(run.result.get("seconds") or 0 for run in runs) / 60:.1f} min'
     facts += (f' on {"; ".join(machines)}.' if machines else '.') + teachers(runs)
+    facts = facts if runs else 'Nothing of it is run yet.'
     facts += f' Paper: {SOURCE[dataset]}.' if dataset in SOURCE else ''
     head = ['Algorithm', 'Required data', 'FLOPs', '#params', 'top-1, last (mean ± std)', 'top-1, best', 'n',
             'paper (width 64)' if dataset.startswith('cifar') else 'paper']

@@ -275,6 +275,16 @@ def test_markers_name_their_rows(tmp_path, report):
     assert f'{names[0]} differs' in err and names[2] + ' differs' not in err
 
 
+def test_a_planned_table_says_that_nothing_is_run(tmp_path, report):
+    name = 'table1:results/cifar10-paper.jsonl teacher dfnd'
+    readme = readme_in(tmp_path, *mark(name))
+    report('--readme', 'README.md')
+    text = readme.read_text(encoding='utf-8')
+    assert {row: line[3:] for row, line in cells(text).items()} == {'Teacher': ['not run', '-', '0', '94.85'],
+                                                                    'DFND': ['not run', '-', '0', '94.02']}
+    assert 'Nothing of it is run yet.' in text and 'min' not in text
+
+
 A, B = 'table1:results/mnist', 'study:results/mnist dfnd'
 
 
@@ -285,6 +295,8 @@ A, B = 'table1:results/mnist', 'study:results/mnist dfnd'
     (mark(A) + mark(A), (A, 'once')),
     ([mark(A)[0], *mark(B), mark(A)[1]], (A + ':end',)),
     (mark('table1:results/gone.jsonl'), ('results/gone.jsonl', 'does not exist')),
+    (mark('table1:results/cifar10-gone.jsonl teacher'), ('results/cifar10-gone.jsonl', 'does not exist')),  # no scale of reproduce.py
+    (mark('table1:results/cifar10-paper.jsonl'), ('results/cifar10-paper.jsonl', 'does not exist')),  # of which rows?
     (mark('table:results/mnist'), ('table:results/mnist', 'table1', 'speed')),
     ([], ('holds no line',))])
 def test_wrong_markers_are_one_line(tmp_path, report, lines, words):

@@ -99,6 +99,11 @@ def test_each_selection_runs_by_steps(digits, select, count, seen):
     assert (r['select'], r['num_select'], r['steps'], r['images_seen']) == (select, count, 5, seen)
 
 
+def test_a_share_of_the_pool(digits):
+    r = result(run('DFND-train.py', *DIGITS, '--num_select', '47%', '--steps', 1, '--run', 'share', cwd=digits))
+    assert (r['num_select'], sum(r['selected_per_class'])) == (141, 141)  # of 300
+
+
 def test_score_only_then_resume_keeps_the_selection(digits):
     done = run('DFND-train.py', *DIGITS, '--epochs', 1, '--run', 'scored', '--score_only', cwd=digits)
     assert result(done)['top1'] is None and 'threshold' in done.stdout
@@ -299,7 +304,7 @@ def test_a_killed_run_resumes_to_the_same_result(digits, script, args):
     (['--transfer_set', 'original', '--wild', 'wild'], ['original', '--wild']),
     (['--transfer_set', 'original', '--loss', 'nll'], ['original', '--loss nll']),
     (['--select', 'all', '--num_select', '5'], ['--select all', '--num_select 5']),
-    (['--stream'], ['--stream', '--num_select']),
+    (['--stream'], ['--stream', '--num_select']), (['--stream', '--num_select', '5%'], ['--stream', '--num_select as a number']),
     (['--wild', 'wild', '--num_select', '301'], ['num_select=301', '300 images']),
     (['--arch', 'lenet5half', '--width', '8'], ['--width 8', 'lenet5half']),
     (['--arch', 'resnet18', '--width', '4'], ['4', '--width 8']),
