@@ -11,6 +11,7 @@ A table stands between two lines, <!-- KIND:FILE:begin --> and <!-- KIND:FILE:en
     study:FILE ID ...    the slim table of these rows
     pools:FILE           the rules on pools with other kinds of images
     trials:FILE          trials of settings, by agreement with the teacher
+    budget:FILE ID ...   what more images would bring these rows, an extrapolation
     speed:FILE, scale:FILE, plan:FILE   the benchmarks' tables
     ratios:FILE FILE ...   the speed of several machines, in one small table
     faults:FILE          what was tried against the project (tests/faults)
@@ -50,9 +51,9 @@ def marked(name):
         return BENCHES[kind](*(read_json(ROOT / word) for word in words.split()))
     if kind == 'faults':
         return faults_table(read_json_lines(ROOT / file))
-    if kind not in ('table1', 'study', 'pools', 'trials'):
-        raise UserError(f'{name}: expected table1, study, pools, trials, faults, {", ".join(BENCHES)} before the first colon: correct '
-                        'the marker')
+    if kind not in ('table1', 'study', 'pools', 'trials', 'budget'):
+        raise UserError(f'{name}: expected table1, study, pools, trials, budget, faults, {", ".join(BENCHES)} before the first colon: '
+                        'correct the marker')
     return make_tables(load_runs(ROOT / file), ids, kind)
 
 
