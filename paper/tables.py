@@ -178,7 +178,8 @@ def make_budget(dataset, rows):
                                  (dfnds[0].row.paper or {}).get(dataset)))
     head = ['row', 'images seen', 'top-1, last', 'points', 'c (± standard error)', 'extrapolated: twice the images', 'four times',
             'paper (width 64)' if dataset.startswith('cifar') else 'paper']
-    return '\n'.join([f'**{plain(dataset)}**, top-1 = T - b n^-c; T: the teacher\'s top-1, of a teacher 100', '', *markdown(head, 1, lines)])
+    facts = f"**{plain(dataset)}**, top-1 = T - b n^-c; T: the teacher's top-1, of a teacher 100"
+    return '\n'.join([facts, '', *markdown(head, 1, lines)])
 
 
 def budget_line(name, runs, fit, paper):

@@ -134,6 +134,16 @@ def test_dafl_sums_its_losses(digits):
     assert row['loss'] == pytest.approx(row['loss_oh'] + 5 * row['loss_ie'] + 0.1 * row['loss_a'] + row['loss_kd'], rel=1e-4)
 
 
+def test_a_generator_that_fails_is_told_once(digits):
+    """Without its entropy term it draws half of the classes; by batches of 8, the published rate makes images that are nothing."""
+    tiny = ('DAFL-train.py', '--dataset', 'mnist5k', '--batch_size', 8, '--epoch_steps', 40, '--amp', 'off')
+    for name, flags, words in (('few', ('--ie', 0, '--batch_size', 16, '--epochs', 2), ('epoch 1', ' of 10 classes', '--ie')),
+                               ('unsure', ('--epochs', 2), ('loss_oh', '--batch_size')),
+                               ('sound', ('--lr_G', 0.02, '--epochs', 1), ())):
+        lines = [line for line in run(*tiny, *flags, '--run', name, cwd=digits).stderr.splitlines() if 'generator fails' in line]
+        assert len(lines) == bool(words) and all(word in lines[0] for word in words), (name, lines)
+
+
 def test_cifar_from_image_folders_with_colour_and_grey_photos(photos):
     (photos / 'wild/broken.jpg').write_bytes(b'no image')
     done = run('DFND-train.py', '--dataset', 'cifar10', '--wild', 'wild', '--epochs', 1, '--batch_size', 16, cwd=photos)
