@@ -21,13 +21,21 @@ import training
 from arguments import at_least
 from data import DATASETS, load_test
 from generator import Generator
-from losses import activation_loss, information_entropy_loss, kd_loss, logit_difference, one_hot_loss
+from losses import (
+    activation_loss,
+    classes_drawn,
+    fewest_classes,
+    information_entropy_loss,
+    kd_loss,
+    logit_difference,
+    one_hot_loss,
+)
 from networks import count_parameters
 from own.export import export, formats
 from own.student import make_student, run_name
 from own.teacher import Wanted, load_teacher, own_info
 from runs import Run
-from utils import UserError, progress, say
+from utils import UserError, progress, say, warn
 from wild.reading import Decoder
 
 
@@ -143,6 +151,18 @@ def dfad_step(s, draw, teacher, networks, optimizers, weight):
     return dict(loss=loss_student, loss_generator=loss)
 
 
+def warn_of_collapse(losses, run, classes):
+    """Warns by the two signs of a training that fails: the generator has left classes out, or the teacher is sure of no image, its one-hot
+    loss above 1 nat (0.3 in sound runs of MNIST, 0.8 of CIFAR-10). losses: an epoch's means, with loss_ie. Returns whether it did."""
+    found, fewest, unsure = classes_drawn(losses['loss_ie']), fewest_classes(classes, run.settings.batch_size), losses['loss_oh']
+    signs = [f'it draws {found:.1f} of {classes} classes (10^-loss_ie), expected {fewest:.1f} or more: raise --ie'] * (found < fewest)
+    signs += [f'the teacher is sure of no image (loss_oh {unsure:.2f}, expected 1 or less): raise --batch_size or --oh'] * (unsure > 1)
+    if signs:
+        warn(f'the generator fails in epoch {run.epoch + 1}, so that the student can not learn: {"; ".join(signs)}. Else lower --lr_G, or '
+             'take another --seed; with a new --run')
+    return bool(signs)
+
+
 @torch.no_grad()
 def drawn(generator, z, teacher):
     """The generator's images as pixels: (n, channels, size, size) uint8."""
@@ -178,8 +198,10 @@ def main():
 
     # ---------------------------------------------------------------- generate and distil
     student_amp = training.pick_amp(args.amp, device, s.arch)  # to evaluate in, as the other scripts do
+    warned = False
     for epoch in run.epochs():
         train_epoch(epoch, run, teacher, (student, generator), optimizers)
+        warned = warned or (s.method == 'dafl' and warn_of_collapse(run.means.read(), run, teacher.classes))
         run.end_epoch(training.evaluate(student, test, teacher.normalise, device, student_amp))
     exported = {}
     if s.export and distributed.rank() == 0:

@@ -33,8 +33,6 @@ from wild.pool import Wild, open_pool
 from wild.reading import Decoder
 from wild.stream import stream_and_select
 
-LOSSES = ('kd+nll', 'kd', 'nll', 'kd+ce', 'ce', 'rkd')
-
 
 def parse():
     parser = arguments.Parser(__doc__.split('\n')[0])
@@ -51,9 +49,9 @@ def parse():
     arguments.add_optimizer_arguments(g)
     g.add_argument('--T', type=positive, help='temperature of the distillation')
     g.add_argument('--T_power', type=at_least(int, 0, high=8), help='the distillation loss is times T to this power: 2 as published')
-    g.add_argument('--loss', choices=LOSSES, help='terms of the loss: kd, distillation; nll, the noise-adapted likelihood; ce, cross '
-                   'entropy without the adaptation matrix; rkd, kd by the worse of two guesses of the class weights (default: the '
-                   "recipe's; kd+ce with --transfer_set original, rkd with --select pu)")
+    g.add_argument('--loss', choices=('kd+nll', 'kd', 'nll', 'kd+ce', 'ce', 'rkd'), help='terms of the loss: kd, distillation; nll, the '
+                   'noise-adapted likelihood; ce, cross entropy without the adaptation matrix; rkd, kd by the worse of two guesses of the '
+                   "class weights (default: the recipe's; kd+ce with --transfer_set original, rkd with --select pu)")
     g.add_argument('--augment', action=flag, help='random crop, and flip where the classes allow it')
     g.add_argument('--transfer_set', choices=('wild', 'original'), default='wild', help='original: the original images and true labels, '
                    'Table 1\'s "Knowledge distillation"')
@@ -64,8 +62,9 @@ def parse():
                    'proportion to exp(energy); class-random: of every class at random; confidence: the cleanest over all; random: '
                    "the paper's control; pu: what a classifier that sees --labelled takes for original; all: the whole pool")
     pu.add_arguments(g)
-    g.add_argument('--num_select', type=at_least(int, 1), help="images to keep (default: the recipe's number, at most half of the "
-                   'pool; of short and lenet, at most as many as the teacher finds of use)')
+    g.add_argument('--num_select', type=arguments.count_of, metavar='N', help="images to keep: a number, or a share of the pool such "
+                   "as 47%% (default: the recipe's number, at most half of the pool; of short and lenet, at most as many as the teacher "
+                   'finds of use)')
     g.add_argument('--class_weights', action=flag, help='weigh rare pseudo-labels up, as the first upload does')
     g.add_argument('--wild_norm', choices=('teacher', 'imagenet'), help="mean and std: the teacher's, or ImageNet's as published")
     g.add_argument('--teacher_acc', type=positive, help="the adaptation matrix's diagonal in 0..1 (default: the teacher's accuracy)")
@@ -84,9 +83,9 @@ def check(args):
     args.export = formats(args.export) if args.export else None
     if args.num_select and args.select == 'all':
         raise UserError(f'--num_select {args.num_select} and --select all contradict each other: leave one out')
-    if args.stream and (args.select == 'all' or not args.num_select):
-        raise UserError('--stream keeps --num_select images of a pool whose size it does not know: give --num_select, and a '
-                        '--select other than all')
+    if args.stream and (args.select == 'all' or not isinstance(args.num_select, int)):
+        raise UserError('--stream keeps --num_select images of a pool whose size it does not know: give --num_select as a number, and '
+                        'a --select other than all')
     if args.epochs and args.steps:
         raise UserError('--epochs and --steps are both given: leave one out')
     if args.teacher_acc and args.teacher_acc > 1:
@@ -127,7 +126,9 @@ def settle_budget(args, s, available, worth=None):
     """s with num_select, batch_size, epochs and steps. available: how many images there are; None if unknown. worth: how many of them are
     worth keeping, where the recipe fits its number to the pool."""
     count = available if s.select in (None, 'all') else s.num_select
-    if worth and worth < count:
+    if isinstance(count, str):  # see arguments.count_of
+        count = max(1, round(float(count[:-1]) / 100 * available))
+    if worth and worth < count and not args.num_select:
         say(f'num_select: the recipe {s.recipe} takes {count}, and {worth} are worth keeping: {worth}')
         count = worth
     if args.num_select and available is not None and count > available:
@@ -164,9 +165,8 @@ def transfer_from_wild(run, s, teacher, wild, pool, found):
         return None, selection
     images = selection.pool.reader(selection.chosen, teacher.device)
     images = found.beside(images) if found else images
-    weights = (pu.robust_weights(scorer, images, s.seed) if s.loss == 'rkd' else
-               selection.class_weights().to(teacher.device) if s.class_weights else None)
-    return TransferSet(images, None, weights, scorer.normalise), selection
+    weights = pu.robust_weights(scorer, images, s.seed) if s.loss == 'rkd' else selection.class_weights() if s.class_weights else None
+    return TransferSet(images, None, weights if weights is None else weights.to(teacher.device), scorer.normalise), selection
 
 
 def train_epoch(epoch, run, s, teacher, transfer, learner):
@@ -235,14 +235,14 @@ def main():
     else:
         wild = Wild(s.wild or info.wild, teacher.size, teacher.channels, s.data, s.cache_dir, Decoder.of(s))
         pool = None if s.stream else open_pool(wild)
-        worth = None
-        if s.select == 'pu':
-            found = pu.find_positive(teacher, pool, s, args.num_select)
-            worth = None if args.num_select else found.worth
-        elif pool and s.fit_pool and s.select != 'all' and not args.num_select:
+        found = pu.find_positive(teacher, pool, s) if s.select == 'pu' else None
+        worth = found and found.worth
+        if pool and s.fit_pool and s.select not in ('all', 'pu') and not args.num_select:
             _, energy, labels = score(scorer_of(teacher, s), pool)
             worth = worth_keeping(energy, labels, teacher.classes)
         s = settle_budget(args, s, pool and len(pool), worth)
+        if found:
+            found.check(s.num_select)
     method = 'pu-compression' if found else 'dfnd' if wild else 'kd'
     run = Run(s, run_name(s.dataset, f'{method}-{s.select}' if method == 'dfnd' else method, arch, width, s.seed), device,
               () if args.teacher_acc else ('teacher_acc',))

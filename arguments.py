@@ -61,6 +61,16 @@ def at_least(kind, low, strict=False, high=10**9):
     return parse
 
 
+def count_of(text):
+    """An argparse type: how many images of a pool, as a number, an int, or as its share, a text such as '47%'."""
+    if text.endswith('%'):
+        return f'{at_least(float, 0, strict=True, high=100)(text[:-1]):g}%'
+    return at_least(int, 1)(text)
+
+
+count_of.__name__ = 'number or share'  # for argparse's message
+
+
 def name_in(names):
     """An argparse type: one of `names`, in the user's case or another."""
 

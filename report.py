@@ -11,6 +11,7 @@ A table stands between two lines, <!-- KIND:FILE:begin --> and <!-- KIND:FILE:en
     study:FILE ID ...    the slim table of these rows
     pools:FILE           the rules on pools with other kinds of images
     trials:FILE          trials of settings, by agreement with the teacher
+    budget:FILE ID ...   what more images would bring these rows, an extrapolation
     speed:FILE, scale:FILE, plan:FILE   the benchmarks' tables
     ratios:FILE FILE ...   the speed of several machines, in one small table
     faults:FILE          what was tried against the project (tests/faults)
@@ -26,6 +27,7 @@ from pathlib import Path
 
 from paper.bench_tables import faults_table, plan_table, ratio_table, scale_table, speed_table
 from paper.results import entries, load_runs
+from paper.rows import BUDGETS, KIND
 from paper.tables import make_tables
 from utils import UserError, bad_usage, first_line, read_json, read_json_lines, run_script, say, warn, written_aside
 
@@ -40,6 +42,8 @@ def marked(name):
     """The table of the marker KIND:FILE ID ..."""
     kind, _, words = name.partition(':')
     file, *ids = words.split()
+    if kind == 'table1' and ids and not (ROOT / file).exists() and (dataset := planned(Path(file))):
+        return make_tables({dataset: {}}, ids)
     for path in [ROOT / file, *(ROOT / word for word in ids if kind in BENCHES)]:
         if not path.exists():
             raise UserError(f'{name}: {path} does not exist: publish the runs, or correct the marker')
@@ -47,10 +51,16 @@ def marked(name):
         return BENCHES[kind](*(read_json(ROOT / word) for word in words.split()))
     if kind == 'faults':
         return faults_table(read_json_lines(ROOT / file))
-    if kind not in ('table1', 'study', 'pools', 'trials'):
-        raise UserError(f'{name}: expected table1, study, pools, trials, faults, {", ".join(BENCHES)} before the first colon: correct '
-                        'the marker')
+    if kind not in ('table1', 'study', 'pools', 'trials', 'budget'):
+        raise UserError(f'{name}: expected table1, study, pools, trials, budget, faults, {", ".join(BENCHES)} before the first colon: '
+                        'correct the marker')
     return make_tables(load_runs(ROOT / file), ids, kind)
+
+
+def planned(file):
+    """The data set of a file that reproduce.py --publish will write, by its name, or None: its rows are not run yet."""
+    names = {f'{dataset.lower()}-{scale}.jsonl': dataset for dataset, kind in KIND.items() for of, scale in BUDGETS if of == kind}
+    return names.get(file.name)
 
 
 def update_readme(path, check):

@@ -1,6 +1,7 @@
 """The papers' tables, and our study of the method, as commands: prints the plan, then runs what is not done yet.
 
     python reproduce.py table1 --dataset cifar10 --scale full       # the published schedules: needs a GPU
+    python reproduce.py table1 --dataset cifar10 --scale paper      # the same networks, few images: hours a row on a CPU
     python reproduce.py table1 --dataset cifar10 --wild ~/photos    # the same rows, small enough for a CPU
     python reproduce.py study --dataset MNIST --dry_run             # the plan alone
 
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from paper.results import HOW, publish, settings_of
-from paper.rows import BUDGETS, DFND, FIRST, KIND, POOLS, ROWS, SEEDS, SHARES, STUDY, TABLE1, TEACHER, WORDS, Row, gpu_hours
+from paper.rows import BUDGETS, DFND, FIRST, KIND, POOLS, ROWS, SEEDS, SHARES, STUDY, TABLE1, TEACHER, TFLOPS, WORDS, Row, hours
 from recipes import PUBLISHED_ACC
 from utils import UserError, bad_usage, expand_home, read_json, run_script
 
@@ -66,7 +67,8 @@ def plan(args, extra):
     words = WORDS[kind, args.scale] | {'acc': PUBLISHED_ACC.get(args.dataset, PUBLISHED_ACC['cifar10']), 'pools': (args.wild or [''])[0]}
 
     def seeds(id):
-        return dict.fromkeys(args.seeds or range(SEEDS[kind].get(id, SEEDS[kind]['other'])))
+        count = SEEDS.get((kind, args.scale), SEEDS[kind])
+        return dict.fromkeys(args.seeds or range(count.get(id, count['other'])))
 
     def teacher_seed(seed):  # a LeNet is quick: each seed has a teacher of its own, as it has a student
         return 0 if kind == 'cifar' else seed
@@ -94,18 +96,19 @@ def plan(args, extra):
 
 
 def print_plan(args, jobs):
-    rest, done = 0.0, sum(job.done() for job in jobs)
+    rest, done, kind = 0.0, sum(job.done() for job in jobs), KIND[args.dataset]
+    unit = 'GPU hours' if args.scale == 'full' else 'hours'
     print(f'{args.table}, {args.dataset}, scale {args.scale}: {len(jobs)} runs in {jobs[0].folder.parent}, {done} done')
     for i, job in enumerate(jobs, 1):
         facts = job.state()
-        if args.scale == 'full':
-            hours = gpu_hours(KIND[args.dataset], job.row.id, args.tflops)
-            rest += 0 if job.done() else hours
-            facts += f', {hours:.2f} GPU hours by arithmetic'
+        if args.tflops:
+            each = hours(kind, args.scale, job.row.id, args.tflops)
+            rest += 0 if job.done() else each
+            facts += f', {each:.2f} {unit} by arithmetic'
         print(f'[{i}/{len(jobs)}] {job.folder.name}: {job.row.name} ({facts})\n    {job.command()}')
-    if args.scale == 'full':
-        print(f'not done: {rest:.1f} GPU hours at {args.tflops:g} TFLOP/s (--tflops). This is arithmetic, multiply-adds x 2 x images '
-              'seen, and not measured.')
+    if args.tflops:
+        print(f'not done: {rest:.1f} {unit} at {args.tflops:g} TFLOP/s (--tflops). This is arithmetic, multiply-adds x 2 x images '
+              'seen, and not measured; decoding, scoring and measuring come on top.')
 
 
 # ---------------------------------------------------------------- running
@@ -166,8 +169,9 @@ def parse(words):
                         'method is worth; pools: selections from pools of which a growing share is of other kinds')
     parser.add_argument('--dataset', default='cifar10', choices=KIND,
                         type=lambda name: {dataset.lower(): dataset for dataset in KIND}.get(name.lower(), name))
-    parser.add_argument('--scale', choices=('full', 'cpu', 'study', 'demo', 'pools'),
-                        help='full: the published schedules; cpu: small networks and budgets, the recipe short; study: the same by the '
+    parser.add_argument('--scale', choices=('full', 'paper', 'paper32', 'cpu', 'study', 'demo', 'pools'),
+                        help="full: the published schedules; paper: the paper's networks, 500,000 images seen, the recipe short; paper32: "
+                        'the same at half their width; cpu: small networks and budgets, the recipe short; study: the same by the '
                         "published schedules; demo: mnist5k in minutes; pools: that table's")
     parser.add_argument('--rows', nargs='+', metavar='ID', help='these alone, and the teachers that they need')
     parser.add_argument('--seeds', nargs='+', type=int, metavar='N', help="for every row (default: as many as the row's spread needs)")
@@ -180,7 +184,8 @@ def parse(words):
     parser.add_argument('--max_minutes', type=float, metavar='M', help='stop after so long, as after a signal, with exit code 0; the same '
                         'command goes on, so that a loop of a shell makes the table in slices')
     parser.add_argument('--publish', metavar='DIR', help='write each finished run as a line of DIR/<dataset>-<scale>.jsonl')
-    parser.add_argument('--tflops', type=float, default=50, help="a GPU's speed in the arithmetic of --scale full (default: 50)")
+    parser.add_argument('--tflops', type=float, help="the machine's speed in the arithmetic of the scales full (default: 50), paper and "
+                        'paper32 (0.42, two cores with fast bfloat16)')
     args = expand_home(parser.parse_args(words))
     kind, scales = KIND[args.dataset], [scale for kind, scale in BUDGETS if kind == KIND[args.dataset]]
     if args.table != 'table1' and kind not in STUDY:
@@ -190,8 +195,9 @@ def parse(words):
         raise UserError(f'--scale {args.scale}, but {args.dataset} has {" and ".join(scales)}: give --scale {scales[-1]}')
     if args.max_minutes is not None and not args.max_minutes > 0:
         raise UserError(f'--max_minutes {args.max_minutes}, expected a number above 0')
-    if not args.tflops > 0:
+    if args.tflops is not None and not args.tflops > 0:
         raise UserError(f'--tflops {args.tflops}, expected a number above 0')
+    args.tflops = TFLOPS.get((kind, args.scale)) and (args.tflops or TFLOPS[kind, args.scale])
     if args.teacher and not Path(args.teacher).exists():
         raise UserError(f'--teacher {args.teacher} does not exist: give the file or folder that teacher-train.py wrote')
     for source in args.wild or ():  # or the script that needs it would say so only after the teacher's training

@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 from matplotlib.figure import Figure
 
+from paper.fits import LAST, curve, fit_of_ends, fit_of_last
 from utils import checked, harmless, warn, written_aside
 
 COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000', '#999999')
@@ -92,6 +93,42 @@ def draw_cost(fig, rows, _):
         axis.legend(fontsize=8, loc='lower right')
 
 
+def draw_budget(fig, rows, _):
+    """Top-1, and the agreement with the teacher where it was measured, over the images seen, with two extrapolations of top-1 and the
+    paper's numbers."""
+    rows = [entry for entry in rows if any(curve(run) or curve(run, 'agreement') for run in entry.runs)]
+    keys = [key for key in ('top1', 'agreement') if any(curve(run, key) for entry in rows for run in entry.runs)]
+    fig.set_size_inches(5.5 + 4 * len(keys), 5 + 0.12 * len(rows))
+    for axis, key in zip(fig.subplots(1, max(1, len(keys)), squeeze=False)[0], keys):
+        for entry, colour in zip(rows, itertools.cycle(COLOURS)):
+            axis.plot([], [], color=colour, label=literal(entry.row.name))
+            for run in entry.runs:
+                axis.plot(*zip(*curve(run, key) or [(np.nan, np.nan)]), color=colour, lw=0.9, marker='.', ms=4)
+            paper = (entry.row.paper or {}).get(entry.runs[0].result['dataset'])
+            if key == 'top1':
+                draw_fit(axis, fit_of_last(entry.runs), entry.runs, (colour, '--'))
+                axis.axhline(paper or np.nan, color=colour, lw=0.8, ls=':')
+        if key == 'top1':
+            dfnd = [run for entry in rows for run in entry.runs if run.result['method'] == 'dfnd' and run.result.get('select') != 'random']
+            draw_fit(axis, fit_of_ends(dfnd), dfnd, ('k', '-.'))
+        axis.set(xscale='log', xlabel='images seen', ylabel='top-1 (%)' if key == 'top1' else 'agreement with the teacher (%)')
+        axis.grid(alpha=0.3, which='both')
+    fig.suptitle('A line a seed. Extrapolations, each with a standard error: dashed, of the last '
+                 f'{LAST} points of a row, which are steep since its rate ends;\ndash-dotted, of the ends of runs of other budgets. '
+                 'Dotted: the paper', fontsize=9)
+    fig.legend(*fig.axes[0].get_legend_handles_labels(), loc='outside lower center', ncols=3, fontsize=9)
+
+
+def draw_fit(axis, fit, runs, style):
+    """A Fit, from its first point on to four times the runs' images. style: (colour, dashes). Nothing where it is None."""
+    if fit:
+        most = max(curve(run)[-1][0] for run in runs if curve(run))
+        n = np.geomspace(fit.first, 4 * most, 50)
+        top1, low, high = np.transpose([fit.at(x) for x in n])
+        axis.plot(n, top1, color=style[0], lw=1, ls=style[1])
+        axis.fill_between(n, low, high, color=style[0], alpha=0.12, lw=0)
+
+
 def draw_selection(fig, rows, run):
     """The cleanest and the noisiest wild images."""
     draw_images(fig, run, {'clean': 'cleanest', 'noisy': 'noisiest'})
@@ -161,7 +198,8 @@ def draw_adaptation(fig, rows, run):
             axis.text(j, i, f'{value:.3f}', ha='center', va='center', fontsize=8, color='w' if dark else 'k')
 
 
-FIGURES = {'curves': (draw_curves, 'metrics.jsonl'), 'cost': (draw_cost, 'metrics.jsonl'), 'selection': (draw_selection, 'thumbnails.npz'),
+FIGURES = {'curves': (draw_curves, 'metrics.jsonl'), 'budget': (draw_budget, 'metrics.jsonl'), 'cost': (draw_cost, 'metrics.jsonl'),
+           'selection': (draw_selection, 'thumbnails.npz'),
            'chosen': (draw_chosen, 'thumbnails.npz'),
            'histogram': (draw_histogram, 'selection.csv'), 'adaptation': (draw_adaptation, 'adaptation.npy')}
 

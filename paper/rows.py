@@ -28,7 +28,7 @@ LENETS = {'student': 'lenet5half', **dict.fromkeys(('plain', 'recipe', 'base'), 
 ONECYCLE = LENETS | {'recipe': '--recipe lenet-onecycle', 'base': '--recipe lenet-onecycle'}
 WORDS = {  # (kind, scale): the words in braces of a row's flags
     ('cifar', 'full'): STEPS, ('cifar', 'study'): STEPS | {'pu': '--recipe corrected --select pu'},
-    ('cifar', 'cpu'): SHORT, ('cifar', 'pools'): SHORT,
+    **{('cifar', scale): SHORT for scale in ('paper', 'paper32', 'cpu', 'pools')},
     ('MNIST', 'full'): ONECYCLE, ('MNIST', 'study'): ONECYCLE,
     ('MNIST', 'cpu'): LENETS, ('MNIST', 'pools'): LENETS, ('mnist5k', 'demo'): LENETS}
 DFNDS = {'cifar10': 94.02, 'cifar100': 76.35}  # one number in the paper, whichever file of theirs made it
@@ -54,6 +54,9 @@ ROWS = {row.id: row for row in [  # tables without a given order have this one
     Row('all', 'All wild images', 'unlabeled', None, DFND, '{recipe} --select all'),
     Row('dfnd', 'DFND', 'unlabeled', DFNDS, DFND, '{base}'),
     Row('large-pool', 'DFND, 30,000 images, 600,000 seen', 'unlabeled', DFNDS, DFND, '{base} --num_select 30000 --epochs 20'),
+    Row('dfnd-47', 'DFND, 47 % of the pool', 'unlabeled', None, DFND, '{base} --num_select 47%'),  # the paper: 600,000 of 1,281,167
+    Row('released-short', "DFND, today's published selection and loss", 'unlabeled', None, DFND,
+        '{base} --select confidence --wild_norm imagenet --loss kd+nll --T 4 --T_power 2 --teacher_acc {acc}'),
     Row('dfnd-released', "DFND, today's published file", 'unlabeled', DFNDS, DFND, '--recipe released'),
     Row('dfnd-first-upload', 'DFND, the first upload', 'unlabeled', DFNDS, DFND, '--recipe first-upload'),
     Row('dfnd-corrected', 'DFND, corrected', 'unlabeled', DFNDS, DFND, '{base}'),
@@ -81,7 +84,9 @@ ROWS = {row.id: row for row in [  # tables without a given order have this one
 ]}
 
 OTHERS = ['dafl', 'dfad', 'deepinversion', 'pu-compression', 'random']
+PAPER = ['teacher', 'student', 'kd', 'random', 'dfnd', 'dfnd-47', 'released-short']
 TABLE1 = {  # (kind, scale) or kind
+    ('cifar', 'paper'): PAPER, ('cifar', 'paper32'): PAPER,
     ('cifar', 'cpu'): ['teacher', 'student', 'kd', *OTHERS, 'balanced', 'dfnd'],
     'cifar': ['teacher', 'student', 'kd', *OTHERS, 'dfnd-released', 'dfnd-first-upload', 'dfnd-corrected'],
     ('MNIST', 'cpu'): ['teacher', 'student', 'kd', 'dafl', 'dfad', 'random', 'balanced', 'dfnd'],
@@ -109,7 +114,11 @@ STUDY = {'cifar': CIFAR_STUDY, 'MNIST': MNIST_STUDY | {'num_select': ['n1000', '
 # (kind, scale): id: the flags of its budget. 'wild': of every row that selects wild images and has no line of its own here.
 MNIST = {'wild': '--num_select 10000', **{f'n{n}': '' for n in (1000, 2500, 5000, 25000)},  # the recipe's 3,000 steps hold for all
          'seen-half': '--num_select 10000 --steps 1500', 'seen-double': '--num_select 10000 --steps 6000'}
+# Every student sees 500,000 images: 50 passes over the recipe's 10,000, which are 3,950 batches of 128, or ten and a half over 47,000.
+PAPER_BUDGET = {'kd': '--epochs 10', 'wild': '--steps 3950', 'dfnd-47': '--steps 3914'}
 BUDGETS = {
+    **{('cifar', scale): {'teacher': f'--width {width}', 'student': f'--width {width} --epochs 10', **PAPER_BUDGET}
+       for scale, width in (('paper', 64), ('paper32', 32))},
     ('cifar', 'full'): {'seen-half': '--steps 40000', 'seen-double': '--steps 160000'},
     ('cifar', 'cpu'): {  # every student sees 150,000 images: the recipe's number
         'teacher': '--width 16', 'student': '--width 16 --epochs 3', 'kd': '', 'wild': '',
@@ -131,7 +140,8 @@ BUDGETS = {
     ('MNIST', 'cpu'): {'dafl': '--epochs 20'},
     ('mnist5k', 'demo'): {'wild': '--num_select 2000 --epochs 95'},
 }
-SEEDS = {  # how many, 0 first; 'other': of every row without a number of its own here
+SEEDS = {  # (kind, scale) or kind: how many, 0 first; 'other': of every row without a number of its own here
+    ('cifar', 'paper'): {'other': 1}, ('cifar', 'paper32'): {'other': 1, 'random': 3, 'dfnd': 3},
     'cifar': {'other': 1, **dict.fromkeys(
         ['student', 'kd', 'dfnd', 'dfnd-first-upload', *CIFAR_STUDY['selection'], *CIFAR_STUDY['loss'], *CIFAR_STUDY['normalisation'],
          *CIFAR_STUDY['what sets released apart'], 'balanced', *POOLS], 3)},
@@ -139,22 +149,30 @@ SEEDS = {  # how many, 0 first; 'other': of every row without a number of its ow
     'mnist5k': {'other': 1},
 }
 
-# ---------------------------------------------------------------- the arithmetic of --scale full
+# ---------------------------------------------------------------- the arithmetic of the scales full, paper and paper32
 
-MULTIPLY_ADDS = {'cifar': {'teacher': 1.159e9, 'student': 0.555e9, 'generator': 0.123e9},  # for one image
-                 'MNIST': {'teacher': 4.165e5, 'student': 1.337e5, 'generator': 1.147e8}}
+WIDTH64 = {'teacher': 1.159e9, 'student': 0.555e9, 'generator': 0.123e9}
+MULTIPLY_ADDS = {  # of one image; (kind, scale)
+    ('cifar', 'full'): WIDTH64, ('cifar', 'paper'): WIDTH64, ('cifar', 'paper32'): {'teacher': 2.903e8, 'student': 1.393e8},
+    ('MNIST', 'full'): {'teacher': 4.165e5, 'student': 1.337e5, 'generator': 1.147e8}}
+SHORT_SEEN = {'teacher': 15 * 50_000, 'other': 500_000}
 IMAGES_SEEN = {
-    'cifar': {'teacher': 200 * 50_000, 'student': 200 * 50_000, 'kd': 409 * 50_000, 'dafl': 2000 * 120 * 1024, 'dfad': 500 * 50 * 256,
-              'pu-compression': 200 * 270_000,  # its prior's share of ImageNet
-              'inverted': 5120 * 2000,
-              'dfnd-first-upload': 2 * 50_000 * 800, 'seen-half': 40_000 * 256, 'seen-double': 160_000 * 256, 'other': 40_000 * 512},
-    'MNIST': {'teacher': 10 * 60_000, 'student': 10 * 60_000, 'dafl': 200 * 120 * 512, 'dfad': 40 * 50 * 512,
-              'seen-half': 1500 * 256, 'seen-double': 6000 * 256, 'other': 3000 * 256}}
+    ('cifar', 'full'): {
+        'teacher': 200 * 50_000, 'student': 200 * 50_000, 'kd': 409 * 50_000, 'dafl': 2000 * 120 * 1024, 'dfad': 500 * 50 * 256,
+        'pu-compression': 200 * 270_000,  # its prior's share of ImageNet
+        'inverted': 5120 * 2000,
+        'dfnd-first-upload': 2 * 50_000 * 800, 'seen-half': 40_000 * 256, 'seen-double': 160_000 * 256, 'other': 40_000 * 512},
+    ('cifar', 'paper'): SHORT_SEEN, ('cifar', 'paper32'): SHORT_SEEN,
+    ('MNIST', 'full'): {'teacher': 10 * 60_000, 'student': 10 * 60_000, 'dafl': 200 * 120 * 512, 'dfad': 40 * 50 * 512,
+                        'seen-half': 1500 * 256, 'seen-double': 6000 * 256, 'other': 3000 * 256}}
+# What a machine does, in TFLOP/s: a GPU's is a guess; a CPU's is that of the row distil in docs/speed.md, 75 images a second with
+# bfloat16 on two cores, at 2 x (3 x 0.555 + 1.159) GFLOP an image.
+TFLOPS = {('cifar', 'full'): 50, ('MNIST', 'full'): 50, ('cifar', 'paper'): 0.42, ('cifar', 'paper32'): 0.42}
 
 
-def gpu_hours(kind, row, tflops):
-    """Hours of one GPU for a row of this id: two operations a multiply-add; training is three forward passes, a teacher's pass one."""
-    cost, seen = MULTIPLY_ADDS[kind], IMAGES_SEEN[kind]
+def hours(kind, scale, row, tflops):
+    """Hours of training for a row of this id: two operations a multiply-add; training is three forward passes, a teacher's pass one."""
+    cost, seen = MULTIPLY_ADDS[kind, scale], IMAGES_SEEN[kind, scale]
     if row in ('teacher', 'student'):
         each = 3 * cost[row]
     elif row == 'inverted':  # the gradient goes through the teacher

@@ -5,6 +5,7 @@ import math
 import re
 import statistics
 
+from paper.fits import curve, fit_of_ends, fit_of_last
 from paper.results import differences, entries, method_row
 from paper.rows import POOLS, RULES, SHARES, SOURCE
 from utils import harmless
@@ -12,8 +13,8 @@ from utils import harmless
 
 def make_tables(runs, ids=(), kind='table1'):
     """The tables of all data sets. ids: of the rows to show, in this order (default: all that ran). kind: table1; study, a slim table;
-    pools and trials, which have columns of their own."""
-    make = {'table1': make_table, 'study': make_study, 'pools': make_pools, 'trials': make_trials}[kind]
+    pools, trials and budget, which have columns of their own."""
+    make = {'table1': make_table, 'study': make_study, 'pools': make_pools, 'trials': make_trials, 'budget': make_budget}[kind]
     ids = POOLS if kind == 'pools' else ids
     return '\n'.join(make(dataset, rows) for dataset, rows in entries(runs, ids).items())
 
@@ -66,6 +67,7 @@ def table1(dataset, rows):
                              for hardware in (run.line.get('hardware') for run in runs) if hardware)
     facts = f'Wild pool: {pools(runs)}. Time of all runs: {sum(run.result.get("seconds") or 0 for run in runs) / 60:.1f} min'
     facts += (f' on {"; ".join(machines)}.' if machines else '.') + teachers(runs)
+    facts = facts if runs else 'Nothing of it is run yet.'
     facts += f' Paper: {SOURCE[dataset]}.' if dataset in SOURCE else ''
     head = ['Algorithm', 'Required data', 'FLOPs', '#params', 'top-1, last (mean ± std)', 'top-1, best', 'n',
             'paper (width 64)' if dataset.startswith('cifar') else 'paper']
@@ -162,6 +164,33 @@ def make_trials(dataset, rows):
              for entry in rows]
     head = ['change', 'agreement on held-out wild images', 'on original training images', 'top-1', 'n']
     return '\n'.join([f'**{plain(dataset)}**, {rows[0].runs[0].result["images_seen"]:,} images seen', '', *markdown(head, 1, lines)])
+
+
+def make_budget(dataset, rows):
+    """What more images would bring: the fit of each row's last points (see paper/fits.py), read at twice and four times the images that it
+    saw; and the fit of the ends of DFND's runs, where their budgets differ."""
+    lines = [budget_line(entry.row.name, entry.runs, fit_of_last(entry.runs), (entry.row.paper or {}).get(dataset)) for entry in rows]
+    dfnds = [entry for entry in rows if entry.runs and method_row(entry.runs[0]) == 'dfnd']
+    runs = [run for entry in dfnds for run in entry.runs]
+    if ends := fit_of_ends(runs):
+        lines.append(budget_line(f'the ends of: {"; ".join(entry.row.name for entry in dfnds)}', runs, ends,
+                                 (dfnds[0].row.paper or {}).get(dataset)))
+    head = ['row', 'images seen', 'top-1, last', 'points', 'c (± standard error)', 'extrapolated: twice the images', 'four times',
+            'paper (width 64)' if dataset.startswith('cifar') else 'paper']
+    facts = f"**{plain(dataset)}**, top-1 = T - b n^-c; T: the teacher's top-1, of a teacher 100"
+    return '\n'.join([facts, '', *markdown(head, 1, lines)])
+
+
+def budget_line(name, runs, fit, paper):
+    """fit: see paper.fits.Fit, or None. Behind an extrapolated top-1 is what lies one standard error of a new run below and above it."""
+    ends = [curve(run)[-1] for run in runs if curve(run)]
+    most = max((n for n, _ in ends), default=None)
+    last = [top1 for n, top1 in ends if n == most]
+    cells = ['-'] * 4
+    if fit:
+        cells = [fit.count, f'{fit.c:.2f} ± {fit.c_error:.2f}', *('{:.1f} ({:.1f} to {:.1f})'.format(*fit.at(k * most)) for k in (2, 4))]
+    return [name, f'{most:,.0f}' if most else '-', f'{statistics.mean(last):.2f}' if last else 'not run', *cells,
+            f'{paper:.2f}' if paper else '-']
 
 
 def selections(rows):

@@ -61,6 +61,12 @@ class Found(NamedTuple):
         """How many images there are to learn from: the labelled ones, and the wild ones that are of their kind."""
         return len(self.images) + int((self.scores > 0).sum())
 
+    def check(self, num_select):
+        """Raises UserError where num_select, of labelled and wild images together, leaves no wild one."""
+        if num_select <= len(self.images):
+            raise UserError(f'num_select={num_select}, of which {len(self.images)} are labelled, so no wild image is learned from: raise '
+                            '--num_select or --prior, or lower --labelled')
+
     def beside(self, wild):
         """The selected wild images, a tensor, and the labelled ones behind them. Raises UserError where they don't fit into memory."""
         if not isinstance(wild, torch.Tensor):
@@ -68,18 +74,14 @@ class Found(NamedTuple):
         return torch.cat([wild, self.images.to(wild.device)])
 
 
-def find_positive(teacher, pool, s, num_select=None):
-    """Trains the classifier, and scores the pool with it: a Found, by s.seed alone. Of several processes the first does it for all.
-    num_select: the user's, of labelled and wild images together. Raises UserError where no wild image would be among them."""
+def find_positive(teacher, pool, s):
+    """Trains the classifier, and scores the pool with it: a Found, by s.seed alone. Of several processes the first does it for all."""
     train = load(s.dataset, s.data, True, s.cache_dir, Decoder.of(s), own_info(teacher))
     rows = labelled_rows(train.labels, teacher.classes, s.labelled, s.seed)
     images = train.images[rows]
     scores = distributed.on_first(score_pool, teacher, pool, images, s)
     say(f'pu: {len(rows)} labelled images; of {len(pool)} wild ones {np.count_nonzero(scores > 0)} are taken for their kind '
         f'(--prior {s.prior:g})')
-    if not (scores > 0).any() if num_select is None else num_select <= len(rows):
-        raise UserError(f'no wild image would be learned from beside the {len(rows)} labelled ones: '
-                        + ('raise --prior' if num_select is None else f'raise --num_select {num_select}, or lower --labelled'))
     return Found(images, scores)
 
 
@@ -145,4 +147,4 @@ def robust_weights(teacher, images, seed):
     w = 1 / sums.clamp_min(1e-6)
     w = w / w.sum() * len(w)
     noise = recipes.PU_EPSILON * torch.rand(len(w), generator=rng(seed, 'class weights'))
-    return torch.stack([w, w + noise], dim=1).float().to(teacher.device)
+    return torch.stack([w, w + noise], dim=1).float()

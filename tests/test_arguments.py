@@ -1,11 +1,12 @@
 """The scripts' arguments, and the settings that come of them."""
 
+import argparse
 from types import SimpleNamespace
 
 import pytest
 
 import arguments
-from arguments import at_least, name_in
+from arguments import at_least, count_of, name_in
 
 
 def parser():
@@ -37,6 +38,17 @@ def test_help_names_the_defaults_that_there_are(capsys):
         parser().parse_args(['--help'])
     text = capsys.readouterr().out
     assert 'how many (default: 7)' in text and 'where' in text and 'None' not in text
+
+
+@pytest.mark.parametrize('text, count', [('7', 7), ('47%', '47%'), ('12.50%', '12.5%'), ('100%', '100%')])
+def test_a_count_is_a_number_or_a_share(text, count):
+    assert count_of(text) == count
+
+
+@pytest.mark.parametrize('text', ['0', '-1', '1.5', 'many', '%', '0%', '101%', 'nan%', '-5%', '1e3'])
+def test_what_is_no_count(text):
+    with pytest.raises((ValueError, argparse.ArgumentTypeError)):
+        count_of(text)
 
 
 @pytest.mark.parametrize('text, name', [('mnist', 'MNIST'), ('CIFAR10', 'cifar10'), ('cifar100', 'cifar100')])

@@ -8,7 +8,9 @@ import torch.nn.functional as F
 
 from losses import (
     activation_loss,
+    classes_drawn,
     disagreement,
+    fewest_classes,
     information_entropy_loss,
     kd_loss,
     log_adaptation_matrix,
@@ -144,6 +146,21 @@ def test_information_entropy_is_minus_log10_c_when_balanced_zero_when_collapsed_
     loss = information_entropy_loss(collapsed)
     assert loss.item() == pytest.approx(0, abs=1e-6)
     assert torch.autograd.grad(loss, collapsed)[0].isfinite().all()
+
+
+@pytest.mark.parametrize('counts, classes', [([1] * 10, 10), ([5, 0, 0], 1), ([1, 1, 0, 0], 2)])
+def test_classes_drawn_are_those_of_an_even_spread(counts, classes):
+    p = torch.tensor(counts, dtype=torch.float64)
+    assert classes_drawn(information_entropy_loss(p / p.sum()).item()) == pytest.approx(classes)
+
+
+@pytest.mark.parametrize('batch_size', [16, 512])
+def test_even_images_of_all_classes_are_no_collapse_and_two_thirds_of_the_classes_are_one(batch_size):
+    def mean_loss(classes):
+        labels = torch.randint(classes, (200, batch_size), generator=torch.Generator().manual_seed(0))
+        return sum(information_entropy_loss(F.one_hot(row, 10).double().mean(dim=0)).item() for row in labels) / 200
+
+    assert classes_drawn(mean_loss(6)) < fewest_classes(10, batch_size) < classes_drawn(mean_loss(10))
 
 
 def test_activation_loss_is_minus_the_mean_absolute_feature():

@@ -100,7 +100,7 @@ def test_the_published_recipe(folder):
     ((*PU, '--prior', 1.5), ('--prior', '1.5')),
     ((*PU, '--wild_norm', 'imagenet'), ('--wild_norm imagenet',)),
     ((*PU, '--class_weights'), ('--class_weights', 'rkd')),
-    ((*PU, '--num_select', 3), ('--num_select 3', '--labelled')),
+    ((*PU, '--num_select', 3), ('num_select=3', '--labelled')),
     ((*COMMON[:-4], '--transfer_set', 'original', '--loss', 'rkd'), ('original',)),
     (('--dataset', 'none', *PU[2:]), ('--dataset',)),
 ])

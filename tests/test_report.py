@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import re
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from scripts import ROOT
 
 import report as script
 import utils
+from paper.fits import fit
 from paper.results import entries, load_runs, publish, thinned
 
 
@@ -275,6 +277,16 @@ def test_markers_name_their_rows(tmp_path, report):
     assert f'{names[0]} differs' in err and names[2] + ' differs' not in err
 
 
+def test_a_planned_table_says_that_nothing_is_run(tmp_path, report):
+    name = 'table1:results/cifar10-paper.jsonl teacher dfnd'
+    readme = readme_in(tmp_path, *mark(name))
+    report('--readme', 'README.md')
+    text = readme.read_text(encoding='utf-8')
+    assert {row: line[3:] for row, line in cells(text).items()} == {'Teacher': ['not run', '-', '0', '94.85'],
+                                                                    'DFND': ['not run', '-', '0', '94.02']}
+    assert 'Nothing of it is run yet.' in text and 'min' not in text
+
+
 A, B = 'table1:results/mnist', 'study:results/mnist dfnd'
 
 
@@ -285,6 +297,8 @@ A, B = 'table1:results/mnist', 'study:results/mnist dfnd'
     (mark(A) + mark(A), (A, 'once')),
     ([mark(A)[0], *mark(B), mark(A)[1]], (A + ':end',)),
     (mark('table1:results/gone.jsonl'), ('results/gone.jsonl', 'does not exist')),
+    (mark('table1:results/cifar10-gone.jsonl teacher'), ('results/cifar10-gone.jsonl', 'does not exist')),  # no scale of reproduce.py
+    (mark('table1:results/cifar10-paper.jsonl'), ('results/cifar10-paper.jsonl', 'does not exist')),  # of which rows?
     (mark('table:results/mnist'), ('table:results/mnist', 'table1', 'speed')),
     ([], ('holds no line',))])
 def test_wrong_markers_are_one_line(tmp_path, report, lines, words):
@@ -354,7 +368,7 @@ def add_files(folder, classes):
 def test_figures(tmp_path, report):
     image = pytest.importorskip('matplotlib.image')
     folder = make_run(tmp_path / 'runs', 'a-s0')
-    assert report()[1].count('not drawn') == 6
+    assert report()[1].count('not drawn') == 7
     add_files(folder, classes=10)
     hundred = make_run(tmp_path / 'runs', 'b-s0', dataset='cifar100')
     add_files(hundred, classes=100)
@@ -363,15 +377,15 @@ def test_figures(tmp_path, report):
     assert all(word in err for word in ('cifar100-selection.png', 'cifar100-chosen.png', 'thumbnails.npz')) and err.count('\n') == 2
     pictures = sorted((tmp_path / 'report').glob('*.png'))
     assert [path.stem for path in pictures] == [
-        *(f'cifar100-{name}' for name in ('adaptation', 'cost', 'curves', 'histogram')),
-        *(f'mnist5k-{name}' for name in ('adaptation', 'chosen', 'cost', 'curves', 'histogram', 'selection'))]
+        *(f'cifar100-{name}' for name in ('adaptation', 'budget', 'cost', 'curves', 'histogram')),
+        *(f'mnist5k-{name}' for name in ('adaptation', 'budget', 'chosen', 'cost', 'curves', 'histogram', 'selection'))]
     for path in pictures:
         assert image.imread(path)[..., :3].std() > (0.02 if 'cost' in path.name else 0.05), f'{path.name} is blank'
     publish(folder, tmp_path / 'published.jsonl')
     err = report('--runs', 'published.jsonl', '--out', 'there')[1]  # a published file has no pictures of a run
-    assert sorted(path.name for path in (tmp_path / 'there').glob('*.png')) == ['cost.png', 'curves.png'] and 'cifar100' not in err
+    assert {path.name for path in (tmp_path / 'there').glob('*.png')} == {'budget.png', 'cost.png', 'curves.png'} and 'cifar100' not in err
     assert all(word in err for word in ('selection.png', 'histogram.png', 'adaptation.png'))
-    assert image.imread(tmp_path / 'there' / 'curves.png').shape == image.imread(pictures[7]).shape
+    assert image.imread(tmp_path / 'there' / 'curves.png').shape == image.imread(tmp_path / 'report' / 'mnist5k-curves.png').shape
 
 
 def test_core_hours_are_of_all_that_a_row_needs_but_its_teacher(tmp_path):
@@ -381,6 +395,39 @@ def test_core_hours_are_of_all_that_a_row_needs_but_its_teacher(tmp_path):
     make_run(tmp_path / 'runs', 'kd-s0', 'kd', dataset='cifar10', seconds=360.0)
     found = {entry.row.id: entry.core_hours() for entry in entries(load_runs(tmp_path / 'runs'))['cifar10']}
     assert found == pytest.approx({'deepinversion': 2 * (1.5 + 0.5), 'inverted': 2 * 0.5, 'kd': 2 * 0.1})  # two threads each
+
+
+def test_a_power_law_is_found_again_and_its_error_is_that_of_its_points():
+    exact = fit([(n, 90 - 400 * n**-0.5) for n in (100, 400, 2500)], ceiling=90)
+    assert (exact.c, exact.c_error, exact.first) == pytest.approx((0.5, 0, 100)) and exact.at(10_000) == pytest.approx((86, 86, 86))
+    # logarithms 3, 1 and 2, 0 of 100 - top-1 at log n = 0 and 1: slope -2, residuals of 0.5, spread sqrt(1 / 2)
+    rough = fit([(n, 100 - math.e**y) for n, y in ((1, 3), (1, 2), (math.e, 1), (math.e, 0))])
+    assert (rough.c, rough.spread, rough.c_error) == pytest.approx((2, 0.5**0.5, 0.5**0.5))
+    away = (0.5 * (1 + 1 / 4 + 0.5**2)) ** 0.5  # at log n = 1
+    assert rough.at(math.e) == pytest.approx([100 - math.exp(0.5 + sign * away) for sign in (0, 1, -1)])
+    assert fit([(1, 50), (2, 60)]) is fit([(9, 50), (9, 60), (9, 70)]) is fit([(1, 90), (2, 95), (3, 99)], ceiling=80) is None
+
+
+def test_the_budgets_table(tmp_path, report):
+    def run(row, seed, seen, *top1s, **values):
+        folder = make_run(tmp_path / 'runs', f'{row}-s{seed}', dataset='cifar10', top1=top1s[-1], steps=3, images_seen=seen,
+                          teacher_top1=90.0, select='random' if row == 'random' else 'gumbel', **values)
+        (folder / 'metrics.jsonl').write_text(''.join(json.dumps({'epoch': i, 'step': i, 'top1': top1}) + '\n' for i, top1 in
+                                                      enumerate(top1s, 1)))
+        publish(folder, tmp_path / 'results/some.jsonl')
+
+    run('dfnd', 0, 900, 50.0, 70.0, 80.0)
+    run('dfnd', 1, 900, 50.0, 70.0, 80.0)
+    run('large-pool', 0, 3600, 50.0, 70.0, 85.0)  # half the gap with four times the images: c = 0.5
+    run('random', 0, 900, None, None, 79.0)
+    readme = readme_in(tmp_path, *mark('budget:results/some.jsonl random dfnd large-pool kd'))
+    report('--readme', 'README.md')
+    rows = cells(readme.read_text(encoding='utf-8'))
+    assert rows['Randomly selected'] == ['900', '79.00', '-', '-', '-', '-', '91.25']
+    assert rows['Knowledge distillation'] == ['-', 'not run', '-', '-', '-', '-', '94.34']
+    assert rows['DFND'][:3] == ['900', '80.00', '6'] and rows['DFND'][3] == '1.23 ± 0.09'  # gaps 40, 20, 10 at 300, 600, 900
+    end = rows['the ends of: DFND; DFND, 30,000 images, 600,000 seen']
+    assert end == ['3,600', '85.00', '3', '0.50 ± 0.00', '86.5 (86.5 to 86.5)', '87.5 (87.5 to 87.5)', '94.02']
 
 
 @pytest.mark.parametrize('name', ['metrics.jsonl', 'selection.csv', 'thumbnails.npz', 'adaptation.npy'])

@@ -1,5 +1,6 @@
 """reproduce.py: the plan's commands for each scale, what it refuses, and that a stopped table goes on to the same numbers."""
 
+import functools
 import json
 import os
 import re
@@ -13,6 +14,7 @@ import time
 
 import pytest
 import scripts
+from images import write_images
 from scripts import ROOT
 
 import reproduce as script
@@ -47,6 +49,13 @@ def plan(reproduce):
     ('table1', 'cifar10', 'cpu', 'pu-compression-s0', 'DFND-train.py --recipe short --select pu --num_select 10000'),
     ('table1', 'cifar10', 'study', 'random-s1',
      'DFND-train.py --recipe corrected --select random --num_select 10000 --epochs 15 --batch_size 128'),
+    ('table1', 'cifar10', 'paper', 'teacher-s0', 'teacher-train.py --recipe short --width 64'),
+    ('table1', 'cifar10', 'paper', 'random-s0', 'DFND-train.py --recipe short --select random --steps 3950'),
+    ('table1', 'cifar10', 'paper', 'dfnd-47-s0', 'DFND-train.py --recipe short --num_select 47% --steps 3914'),
+    ('table1', 'cifar10', 'paper32', 'student-s0', 'teacher-train.py --recipe short --arch resnet18 --width 32 --epochs 10'),
+    ('table1', 'cifar10', 'paper32', 'dfnd-s2', 'DFND-train.py --recipe short --steps 3950'),
+    ('table1', 'cifar10', 'paper32', 'released-short-s0', 'DFND-train.py --recipe short --select confidence --wild_norm imagenet '
+     '--loss kd+nll --T 4 --T_power 2 --teacher_acc 0.9523 --steps 3950'),
     ('table1', 'MNIST', 'study', 'noise-s3', 'DFND-train.py --recipe lenet-onecycle --wild noise --select all'),
     ('table1', 'MNIST', 'cpu', 'dfnd-s3', 'DFND-train.py'),
     ('table1', 'MNIST', 'cpu', 'dafl-s0', 'DAFL-train.py --epochs 20'),
@@ -66,6 +75,7 @@ def test_commands(plan, table, dataset, scale, run, command):
 
 
 @pytest.mark.parametrize('table, dataset, scale, count', [  # and how many runs
+    ('table1', 'cifar10', 'paper', 7), ('table1', 'cifar10', 'paper32', 11),
     ('table1', 'cifar10', 'cpu', 21), ('table1', 'cifar10', 'study', 24), ('table1', 'cifar100', 'full', 24),
     ('table1', 'MNIST', 'cpu', 33), ('table1', 'MNIST', 'study', 38), ('table1', 'mnist5k', 'demo', 3),
     ('study', 'cifar10', 'study', 42), ('study', 'cifar100', 'full', 42),
@@ -115,6 +125,10 @@ def test_the_arithmetic_of_the_full_scale(reproduce):
     # DFAD: 500 x 50 x 256 x 2 x (5 x (3 x 0.555 + 1.159 + 0.123) + 2 x 0.555 + 2 x 1.159 + 3 x 0.123) G
     assert all(re.search(fact, text) for fact in (
         'teacher-s0: .* 0.19 GPU hours', 'random-s0: .* 0.32 GPU hours', 'dfad-s0: .* 0.66 GPU hours', 'not done: 16.0'))
+    text = reproduce('table1', '--dry_run', '--scale', 'paper')[0]
+    # 15 x 50,000 x 1.159 G x 2 x 3 / 0.42 T / 3600; 500,000 x 2 x (3 x 0.555 G + 1.159 G)
+    assert all(re.search(fact, text) for fact in ('teacher-s0: .* 3.45 hours', 'student-s0: .* 1.10 hours', 'dfnd-47-s0: .* 1.87 hours'))
+    assert 'not done: 2.7 hours' in reproduce('table1', '--dry_run', '--scale', 'paper32', '--tflops', '0.84')[0]
     text = reproduce('table1', '--dry_run', '--dataset', 'cifar100')[0]
     assert 'GPU hours' not in text and 'DeepInversion' in text
 
@@ -261,6 +275,25 @@ def test_a_table_made_in_slices_is_that_of_one_go(tmp_path):
         published.append({line['row']: [line['result'], *line['curve']] for line in lines})
         minutes = 60
     assert slices > 1 and same_but_for_times(*published)
+
+
+@pytest.mark.slow
+def test_the_rows_at_the_papers_size_run_to_their_end(tmp_path):
+    """Of a cifar10 of 20 images of noise. By two commands: the rows have steps or epochs, and --steps is not the teacher's."""
+    for part in ('train', 'test'):
+        for c in range(10):
+            write_images(tmp_path / f'data/cifar10/{part}/class{c}', 2, size=(32, 32))
+    write_images(tmp_path / 'wild', 40)
+    table = ('table1', '--dataset', 'cifar10', '--scale', 'paper', '--wild', 'wild', '--rows')
+    command = functools.partial(scripts.command, ROOT / 'reproduce.py', cwd=tmp_path)
+    command(*table, 'teacher', 'student', 'kd', '--', '--epochs', '1', '--amp', 'off')
+    text = command(*table, 'random', 'dfnd', 'dfnd-47', 'released-short', '--teacher', 'runs/cifar10-paper/teacher-s0', '--publish',
+                   'results', '--', '--steps', '2', '--batch_size', '4', '--amp', 'off').stdout
+    assert text.count('11.2M') == 6 and text.count('21.3M') == 1  # the paper's networks
+    found = {line['row']: line for line in utils.read_json_lines(tmp_path / 'results/cifar10-paper.jsonl')}
+    assert {row: line['settings']['num_select'] for row, line in found.items()} == {
+        'random': 20, 'dfnd': 20, 'dfnd-47': 19, 'released-short': 20}  # half of the pool, and 47 % of it
+    assert found['released-short']['settings']['teacher_acc'] == 0.9523 and found['released-short']['settings']['loss'] == 'kd+nll'
 
 
 def test_a_killed_table_goes_on_to_the_same_numbers(tmp_path):

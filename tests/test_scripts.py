@@ -99,6 +99,11 @@ def test_each_selection_runs_by_steps(digits, select, count, seen):
     assert (r['select'], r['num_select'], r['steps'], r['images_seen']) == (select, count, 5, seen)
 
 
+def test_a_share_of_the_pool(digits):
+    r = result(run('DFND-train.py', *DIGITS, '--num_select', '47%', '--steps', 1, '--run', 'share', cwd=digits))
+    assert (r['num_select'], sum(r['selected_per_class'])) == (141, 141)  # of 300
+
+
 def test_score_only_then_resume_keeps_the_selection(digits):
     done = run('DFND-train.py', *DIGITS, '--epochs', 1, '--run', 'scored', '--score_only', cwd=digits)
     assert result(done)['top1'] is None and 'threshold' in done.stdout
@@ -127,6 +132,16 @@ def test_dafl_sums_its_losses(digits):
     assert read_json(digits / 'runs' / r['run'] / 'config.json')['settings']['lr'] == 0.001
     row, = metrics(digits, r['run'])
     assert row['loss'] == pytest.approx(row['loss_oh'] + 5 * row['loss_ie'] + 0.1 * row['loss_a'] + row['loss_kd'], rel=1e-4)
+
+
+def test_a_generator_that_fails_is_told_once(digits):
+    """Without its entropy term it draws half of the classes; by batches of 8, the published rate makes images that are nothing."""
+    tiny = ('DAFL-train.py', '--dataset', 'mnist5k', '--batch_size', 8, '--epoch_steps', 40, '--amp', 'off')
+    for name, flags, words in (('few', ('--ie', 0, '--batch_size', 16, '--epochs', 2), ('epoch 1', ' of 10 classes', '--ie')),
+                               ('unsure', ('--epochs', 2), ('loss_oh', '--batch_size')),
+                               ('sound', ('--lr_G', 0.02, '--epochs', 1), ())):
+        lines = [line for line in run(*tiny, *flags, '--run', name, cwd=digits).stderr.splitlines() if 'generator fails' in line]
+        assert len(lines) == bool(words) and all(word in lines[0] for word in words), (name, lines)
 
 
 def test_dfad_takes_five_steps_of_the_student_to_one_of_the_generator(digits):
@@ -330,7 +345,7 @@ def test_a_killed_run_resumes_to_the_same_result(digits, script, args):
     (['--transfer_set', 'original', '--wild', 'wild'], ['original', '--wild']),
     (['--transfer_set', 'original', '--loss', 'nll'], ['original', '--loss nll']),
     (['--select', 'all', '--num_select', '5'], ['--select all', '--num_select 5']),
-    (['--stream'], ['--stream', '--num_select']),
+    (['--stream'], ['--stream', '--num_select']), (['--stream', '--num_select', '5%'], ['--stream', '--num_select as a number']),
     (['--wild', 'wild', '--num_select', '301'], ['num_select=301', '300 images']),
     (['--arch', 'lenet5half', '--width', '8'], ['--width 8', 'lenet5half']),
     (['--arch', 'resnet18', '--width', '4'], ['4', '--width 8']),
