@@ -6,7 +6,7 @@ import pytest
 import torch
 from images import error_of
 
-from utils import LocalError, UserError, first_line, progress, read_json, read_json_lines, run_script, say, warn, write_json
+from utils import LocalError, UserError, first_line, harmless, progress, read_json, read_json_lines, run_script, say, warn, write_json
 
 
 def ended(main, **kw):
@@ -87,3 +87,13 @@ def test_json_lines_are_read_and_damage_is_told(tmp_path):
         path.write_text(content)
         for read in (read_json_lines, read_json):
             assert str(path) in error_of(read, path)
+
+
+@pytest.mark.parametrize('text, shown', [
+    ('a photo.jpg', 'a photo.jpg'), ('über 東京.jpg', 'über 東京.jpg'), ("it's a \\ and a \"", "it's a \\ and a \""), ('two\nlines\tand', 'two\nlines\tand'),
+    ('\x1b[31mred\x1b[0m', '\\x1b[31mred\\x1b[0m'), ('\x1b]0;title\x07', '\\x1b]0;title\\x07'), ('over\rwritten', 'over\\rwritten'),
+    ('\x9b2J', '\\x9b2J'), ('evil\u202egpj.exe', 'evil\\u202egpj.exe'), ('\udcff.jpg', '\\udcff.jpg'), ('\x08\x7f', '\\x08\\x7f')])
+def test_a_name_can_not_move_the_cursor_or_turn_the_writing(text, shown, capsys):
+    assert harmless(text) == shown
+    warn(text)
+    assert capsys.readouterr().err == f'warning: {shown}\n'
