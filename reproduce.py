@@ -11,6 +11,8 @@ Stop it at any time: the same command goes on. What follows a lone -- goes to ev
 import keep.stops  # isort: skip  # before the rest, see there
 
 import argparse
+import functools
+import os
 import re
 import shlex
 import signal
@@ -119,7 +121,8 @@ def run(script, *words):
     """The exit code of a script that prints its own errors. After a signal, too, which it is passed, it has ended when this returns; and
     it ends when this process is killed."""
     sys.stdout.flush()
-    process = subprocess.Popen([sys.executable, HERE / script, *words], preexec_fn=keep.stops.end_with_parent)
+    ends = functools.partial(keep.stops.end_with_parent, os.getpid())
+    process = subprocess.Popen([sys.executable, HERE / script, *words], preexec_fn=ends)
     try:
         code = process.wait()
     except keep.stops.Stopped as e:
