@@ -20,7 +20,7 @@ from images import write_small_world
 from PIL import Image
 
 import runs
-from keep.stops import SIGNALS
+from keep.stops import SIGNALS, end_with_parent
 from utils import read_json, read_json_lines
 from wild import decode, pool
 
@@ -56,6 +56,7 @@ class Forked:
     def _child(self, script, args, cwd):
         try:
             os.setsid()
+            end_with_parent()
             os.chdir(cwd)
             out = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             sys.stdout, sys.stderr = (os.fdopen(os.dup(out), 'w', buffering=1) for _ in range(2))
