@@ -18,6 +18,7 @@ ARCHS = {'lenet5': LeNet5, 'lenet5half': LeNet5Half, 'resnet18': ResNet18, 'resn
 LENET_WIDTH = {'lenet5': 6, 'lenet5half': 3}  # channels of the first convolution, as a ResNet's width is
 FACTS = ('arch', 'width', 'classes', 'channels', 'mean', 'std', 'dataset', 'accuracy', 'size', 'class_names')  # beside the weights
 LATER = {'size': SIZE, 'class_names': None}  # of FACTS, those that older files lack
+WRAPPERS = 'DataParallel', 'DistributedDataParallel', 'OptimizedModule'  # that hold a network, and are none
 RESNET_WIDTH = 8  # at least: the backward pass of a 1 x 1 strided convolution of fewer channels crashes oneDNN on CPUs without AVX-512
 
 
@@ -62,10 +63,41 @@ def save_network(path, net, facts):
     """Writes a network as plain tensors beside the facts that rebuild it, a dict with the keys of `FACTS`: architecture, width,
     classes, channels, the mean and std (one float a channel, of pixels in 0..1) that its input is normalised with, its data set,
     its measured top-1 accuracy in 0..1 or None, and, where they are not `LATER`'s, its input's size and its classes' names. arch: one of
-    ARCHS, or the SPEC of another builder (see own/spec.py)."""
+    ARCHS, or the SPEC of another builder (see own/spec.py). Numbers may be NumPy's or torch's, and the network may be within DataParallel
+    or compiled. Raises UserError for what could not be read again."""
+    while type(net).__name__ in WRAPPERS:
+        net = next(net.children())
     state = {k: v.detach().cpu().contiguous() for k, v in net.state_dict().items()}
+    facts = {k: as_plain(v) for k, v in {**LATER, **facts}.items() if k in FACTS}
+    if wrong := wrong_facts(facts, state):
+        raise UserError(f'{path} is not written, {wrong}: see the docstring of networks.save_network')
     with written_aside(path) as file:
-        torch.save({'facts': {k: {**LATER, **facts}[k] for k in FACTS}, 'state_dict': state}, file)
+        torch.save({'facts': facts, 'state_dict': state}, file)
+
+
+def as_plain(value):
+    """A number, a list or a tuple of Python's, of one of NumPy's or torch's."""
+    value = value.tolist() if hasattr(value, 'tolist') else value
+    return type(value)(map(as_plain, value)) if type(value) in (list, tuple) else value
+
+
+def wrong_facts(facts, state):
+    """What a network's file can't have, in words; None for nothing."""
+    if missing := [key for key in FACTS if key not in facts]:
+        return f'the facts lack {", ".join(missing)}'
+    for key in ('mean', 'std'):
+        some = facts[key] if isinstance(facts[key], (list, tuple)) else ()
+        if len(some) != facts['channels'] or not all(isinstance(x, (int, float)) for x in some):
+            return f'{key}={facts[key]!r} is not a list of one float a channel'
+    if facts['accuracy'] is not None and not (isinstance(facts['accuracy'], (int, float)) and 0 <= facts['accuracy'] <= 1):
+        return f'accuracy={facts["accuracy"]!r} is not a number in 0..1'
+    if facts['arch'] in ARCHS:
+        with torch.device('meta'):
+            expected = build(*(facts[key] for key in ('arch', 'width', 'classes', 'channels'))).state_dict()
+        if other := [key for key in sorted(expected.keys() | state.keys())
+                     if key not in expected or key not in state or expected[key].shape != state[key].shape]:
+            return f'the network is no {facts["arch"]} of width {facts["width"]}: {other[0]} is another'
+    return None
 
 
 def load_network(path):

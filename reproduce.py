@@ -11,6 +11,7 @@ Stop it at any time: the same command goes on. What follows a lone -- goes to ev
 import keep.stops  # isort: skip  # before the rest, see there
 
 import argparse
+import functools
 import os
 import re
 import shlex
@@ -120,7 +121,8 @@ def run(script, *words):
     sys.stdout.flush()
     start = script.split() if script.startswith('-m ') else [HERE / script]
     paths = os.pathsep.join(filter(None, (str(HERE), os.environ.get('PYTHONPATH'))))  # where -m finds our modules
-    process = subprocess.Popen([sys.executable, *start, *words], preexec_fn=keep.stops.end_with_parent,
+    ends = functools.partial(keep.stops.end_with_parent, os.getpid())
+    process = subprocess.Popen([sys.executable, *start, *words], preexec_fn=ends,
                                env=os.environ | {'PYTHONPATH': paths})
     try:
         code = process.wait()

@@ -178,6 +178,11 @@ def written_aside(path, mode='wb', previous=None, **kw):
                         'before is as it was') from None
 
 
+def remove(files):
+    for file in files:
+        file.unlink(missing_ok=True)
+
+
 def checksum(file, count=None):
     """Of the next `count` bytes of a binary file, or of all that follow. 1.2 GB a second, measured on one core."""
     crc, left = 0, count

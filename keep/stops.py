@@ -111,10 +111,13 @@ def farewell(number, where=''):
     return 0 if number == ALARM else 128 + number
 
 
-def end_with_parent():
-    """Has Linux send this process SIGTERM when the one that started it is gone, in whatever way it ended."""
+def end_with_parent(parent=None):
+    """Has Linux send this process SIGTERM when the one that started it is gone, in whatever way it ended. parent: its number, of a
+    process that may be gone already."""
     with contextlib.suppress(AttributeError, OSError, TypeError):
         ctypes.CDLL(None).prctl(1, int(signal.SIGTERM))  # PR_SET_PDEATHSIG
+        if parent not in (None, os.getppid()):
+            os._exit(1)
 
 
 if Path(getattr(sys.modules['__main__'], '__file__', None) or '').resolve().parent == Path(__file__).resolve().parents[1]:

@@ -71,11 +71,9 @@ def invert(epoch, run, teacher, student, statistics, learner):
     s, (images, optimizer) = run.settings, learner
     targets = torch.arange(len(images), device=images.device) % teacher.classes
     if not run.done:
-        with torch.no_grad():
-            images.copy_(torch.randn(images.shape, generator=training.rng(s.seed, 'inversion', epoch)))
+        images.data.copy_(torch.randn(images.shape, generator=training.rng(s.seed, 'inversion', epoch)))
         optimizer.state.clear()
-    jitter = training.rng(s.seed, 'jitter', epoch)
-    offsets = torch.randint(-2, 3, (s.iterations, 2), generator=jitter).tolist()
+    offsets = torch.randint(-2, 3, (s.iterations, 2), generator=training.rng(s.seed, 'jitter', epoch)).tolist()
     for step in progress(range(run.done, s.iterations), desc=f'batch {epoch}/{s.epochs}', unit='step'):
         x = images.roll(offsets[step], dims=(2, 3))
         statistics.clear()

@@ -78,8 +78,7 @@ def find_positive(teacher, pool, s):
     """Trains the classifier, and scores the pool with it: a Found, by s.seed alone. Of several processes the first does it for all."""
     train = load(s.dataset, s.data, True, s.cache_dir, Decoder.of(s), own_info(teacher))
     rows = labelled_rows(train.labels, teacher.classes, s.labelled, s.seed)
-    images = train.images[rows]
-    scores = distributed.on_first(score_pool, teacher, pool, images, s)
+    scores = distributed.on_first(score_pool, teacher, pool, images := train.images[rows], s)
     say(f'pu: {len(rows)} labelled images; of {len(pool)} wild ones {np.count_nonzero(scores > 0)} are taken for their kind '
         f'(--prior {s.prior:g})')
     return Found(images, scores)
@@ -124,9 +123,8 @@ class Head(nn.Module):
 def train_head(positive, unlabelled, prior, seed):
     """A Head by the non-negative risk. positive: (P, F), unlabelled: (U, F), of zero mean and unit variance, float64: so the order of a
     sum's terms, which hangs on the number of threads, does not change the selection."""
-    c = recipes.PU_TRAINING
     seed_init(seed, 'pu')
-    head = Head(positive.shape[1]).double()
+    c, head = recipes.PU_TRAINING, Head(positive.shape[1]).double()
     optimizer = torch.optim.Adam(head.parameters(), lr=c['lr'], weight_decay=c['weight_decay'])
     generator = rng(seed, 'pu')
     for step in range(c['steps']):
@@ -144,7 +142,6 @@ def robust_weights(teacher, images, seed):
     scaled to sum to C, and the same with a random number in 0 .. epsilon added to each. images: uint8, a tensor or a wild.pool.Reader."""
     count = len(images) if isinstance(images, torch.Tensor) else len(images.chosen)
     sums = sum(F.softmax(teacher.logits(images[i : i + BATCH]).double(), dim=1).sum(dim=0).cpu() for i in range(0, count, BATCH))
-    w = 1 / sums.clamp_min(1e-6)
-    w = w / w.sum() * len(w)
+    w = len(sums) * F.normalize(1 / sums.clamp_min(1e-6), p=1, dim=0)
     noise = recipes.PU_EPSILON * torch.rand(len(w), generator=rng(seed, 'class weights'))
     return torch.stack([w, w + noise], dim=1).float()

@@ -403,3 +403,17 @@ def test_crops_move_in_proportion_to_the_size(size):
     image = torch.from_numpy(random_images(1, 3, size, size))
     out = crop_flip(image, torch.tensor([[size // 4, 1]]), torch.tensor([False]), plan.padding)
     assert torch.equal(out[0], TF.crop(TF.pad(image[0], size // 8), size // 4, 1, size, size))
+
+
+@pytest.mark.parametrize('one, other', [
+    ('Ankle boot', 'ankle_boot'), ('T-shirt/top', 'tshirt top'), ('STRASSE', 'Straße'), ('aquarium_fish', 'AquariumFish'), ('0', '0')])
+def test_a_class_is_known_however_a_folder_spells_it(one, other):
+    assert classes.plain(one) == classes.plain(other) != ''
+    assert classes.in_order([other, 'b'], ['B', one]) == ['b', other]
+
+
+@pytest.mark.parametrize('folders, names', [
+    (['cat', 'Cat'], ['cat', 'dog']), (['cat', 'dog'], ['cat', 'dog', 'cow']), (['plane', 'car'], ['airplane', 'automobile']),
+    (['1', '10'], ['1', '1_1'])])
+def test_other_classes_and_those_that_two_folders_spell_have_no_order(folders, names):
+    assert classes.in_order(folders, names) is None

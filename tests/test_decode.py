@@ -215,6 +215,17 @@ def test_a_folder_that_vanishes_stops_the_build_and_is_read_when_it_is_back(work
     assert_pool_is(pool_from(paths, workers), paths)
 
 
+def test_what_a_worker_was_writing_when_it_was_ended_is_taken_away(tmp_path):
+    def write(folder):
+        for name in ('000000.npy', '000001.npy.partial'):
+            (folder / name).touch()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        decode.cached(tmp_path / 'x', write)
+    assert [path.name for path in (tmp_path / 'x.partial').iterdir()] == ['000000.npy']
+
+
 def test_a_fault_that_passes_is_waited_for(tmp_path, pool_of, monkeypatch):
     paths, original, left = write_images(tmp_path / 'photos', 3), open, iter([errno.ESTALE, errno.EIO])
     monkeypatch.setattr(reading, 'PAUSES', (0, 0, 0))

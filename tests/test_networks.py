@@ -4,6 +4,7 @@ import os
 import pickle
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from images import error_of
@@ -19,6 +20,7 @@ from networks import build, count_multiply_adds, count_parameters, find_teacher,
 from own.teacher import load_teacher
 from paper.bench_tables import STUDENT_FLOPS, TEACHER_FLOPS
 from resnet import ResNet18, ResNet34
+from utils import UserError
 
 CPU = torch.device('cpu')
 
@@ -119,8 +121,14 @@ def test_generator_equals_the_published_layers_with_eps_of_0_8(size, channels):
 def save(path, net=None, arch='lenet5half', width=3, **facts):
     """Saves a network of MNIST's, a LeNet-5-Half unless given, and returns its facts."""
     facts = MNIST.facts('MNIST', arch, width) | {'accuracy': 0.5} | facts
-    save_network(path, net or LeNet5Half(), facts)
+    save_network(path, LeNet5Half() if net is None else net, facts)
     return facts
+
+
+def save_wrong(path, net=None, arch='lenet5half', width=3, **facts):
+    """The same for facts that save_network refuses, as a file by another hand may have them."""
+    facts = MNIST.facts('MNIST', arch, width) | {'accuracy': 0.5} | facts
+    torch.save({'facts': facts, 'state_dict': (net or LeNet5Half()).state_dict()}, path)
 
 
 @pytest.mark.parametrize('arch', networks.ARCHS)
@@ -128,7 +136,7 @@ def test_a_saved_network_is_plain_tensors_and_facts_that_rebuild_it_bit_by_bit(a
     torch.manual_seed(0)
     width = resolve_width(arch, 8 if arch.startswith('resnet') else None)
     net = randomise(build(arch, width, 6, 3)).to(memory_format=torch.channels_last)
-    facts = MNIST.facts('MNIST', arch, width) | {'classes': 6, 'channels': 3, 'accuracy': None}
+    facts = MNIST.facts('MNIST', arch, width) | {'classes': 6, 'channels': 3, 'accuracy': None, 'mean': [0.4, 0.5, 0.5], 'std': [0.2] * 3}
     save_network(tmp_path / 'net.pt', net, facts | {'unknown': 'left out'})
     content = torch.load(tmp_path / 'net.pt', weights_only=True)
     assert set(content) == {'facts', 'state_dict'} and set(content['facts']) == set(networks.FACTS)
@@ -139,10 +147,28 @@ def test_a_saved_network_is_plain_tensors_and_facts_that_rebuild_it_bit_by_bit(a
     x = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         torch.testing.assert_close(loaded(x), net.eval()(x), rtol=1e-4, atol=1e-4)
-    for wrong, error in (({'mean': facts['mean']}, KeyError), (facts | {'accuracy': lambda: 0}, Exception)):  # in the midst of it
+    for wrong, error in (({'mean': facts['mean']}, UserError), (facts | {'accuracy': lambda: 0}, Exception)):  # in the midst of it
         with pytest.raises(error):
             save_network(tmp_path / 'net.pt', net, wrong)
         assert load_network(tmp_path / 'net.pt')[1] == networks.LATER | facts
+
+
+@pytest.mark.parametrize('wrap', [nn.DataParallel, torch.compile, lambda net: nn.DataParallel(torch.compile(net))])
+def test_numbers_of_numpy_and_networks_in_a_wrapper_are_saved_as_plain_ones(wrap, tmp_path):
+    net = randomise(LeNet5Half())
+    save(tmp_path / 'net.pt', wrap(net), accuracy=np.float64(0.91), mean=np.array([0.5]), std=[torch.tensor(0.25)])
+    loaded, facts = load_network(tmp_path / 'net.pt')
+    assert (facts['accuracy'], facts['mean'], facts['std']) == (0.91, [0.5], [0.25]) and type(facts['accuracy']) is float
+    assert all(torch.equal(value, net.state_dict()[name]) for name, value in loaded.state_dict().items())
+
+
+@pytest.mark.parametrize('facts, part', [
+    ({'mean': 0.5}, 'mean=0.5'), ({'std': [0.5, 0.5]}, 'one float a channel'), ({'accuracy': 91}, 'accuracy=91'),
+    ({'accuracy': 'x'}, "'x'"),
+    ({'arch': 'lenet5', 'width': 6}, 'no lenet5 of width 6'), ({'classes': 7}, 'is another'), ({'channels': 3}, 'mean=')])
+def test_what_could_not_be_read_again_is_not_written(facts, part, tmp_path):
+    assert part in error_of(save, tmp_path / 'net.pt', **facts)
+    assert not (tmp_path / 'net.pt').exists()
 
 
 class Trap:
@@ -172,10 +198,10 @@ def written(change):
     pytest.param(written(lambda _: b'text that is no network\n'), id='a text file'),
     pytest.param(written(lambda all: all[: int(0.9 * len(all))]), id='a file that broke off'),
     pytest.param(written(lambda all: all[: len(all) // 100]), id='a file that broke off at its start'),
-    pytest.param(lambda path: save(path, classes=7), id='facts of other classes'),
-    pytest.param(lambda path: save(path, arch='lenet5', width=6), id='facts of another size'),
-    pytest.param(lambda path: save(path, arch='alexnet'), id='facts of an unknown architecture'),
-    pytest.param(lambda path: save(path, arch='resnet18', width=None), id='facts without a width'),
+    pytest.param(lambda path: save_wrong(path, classes=7), id='facts of other classes'),
+    pytest.param(lambda path: save_wrong(path, arch='lenet5', width=6), id='facts of another size'),
+    pytest.param(lambda path: save_wrong(path, arch='alexnet'), id='facts of an unknown architecture'),
+    pytest.param(lambda path: save_wrong(path, arch='resnet18', width=None), id='facts without a width'),
 ])
 @pytest.mark.filterwarnings('ignore')
 def test_what_is_no_network_is_told_in_one_line_and_never_run(write, tmp_path, monkeypatch):
@@ -308,6 +334,6 @@ def test_a_teachers_accuracy_is_measured_or_without_test_data_its_files(tmp_path
     ({'mean': [0.1, 0.2]}, '[0.1, 0.2]'), ({'mean': 0.1307}, '0.1307'), ({'accuracy': 95.0}, '95.0'), ({'accuracy': '95%'}, '95%')])
 def test_a_teacher_whose_facts_do_not_fit_the_data_set_is_refused(facts, named, tmp_path):
     path = tmp_path / 'teacher.pt'
-    save(path, build('lenet5', 6, facts.get('classes', 10), facts.get('channels', 1)), 'lenet5', 6, **facts)
+    save_wrong(path, build('lenet5', 6, facts.get('classes', 10), facts.get('channels', 1)), 'lenet5', 6, **facts)
     text = error_of(load_teacher, path, 'MNIST', MNIST, CPU, 'off')
     assert named in text and next(iter(facts)) in text and str(path) in text

@@ -6,7 +6,7 @@ import pytest
 import torch
 from images import error_of
 
-from utils import LocalError, UserError, first_line, progress, read_json, read_json_lines, run_script, say, warn, write_json
+from utils import LocalError, UserError, first_line, harmless, progress, read_json, read_json_lines, run_script, say, warn, write_json
 
 
 def ended(main, **kw):
@@ -87,3 +87,15 @@ def test_json_lines_are_read_and_damage_is_told(tmp_path):
         path.write_text(content)
         for read in (read_json_lines, read_json):
             assert str(path) in error_of(read, path)
+
+
+@pytest.mark.parametrize('text, shown', [
+    ('a photo.jpg', 'a photo.jpg'), ('über 東京.jpg', 'über 東京.jpg'), ("it's a \\", "it's a \\"), ('two\nlines\tand', 'two\nlines\tand'),
+    ('\x1b[31mred\x1b[0m', r'\u001b[31mred\u001b[0m'), ('\x1b]0;title\x07', r'\u001b]0;title\u0007'),
+    ('over\rwritten', r'over\u000dwritten'),
+    ('\x9b2J', r'\u009b2J'), ('evil\u202egpj.exe', r'evil\u202egpj.exe'), ('\udcff.jpg', r'\udcff.jpg'), ('\x08\x7f', r'\u0008\u007f'),
+    (1.5, '1.5')])
+def test_a_name_can_not_move_the_cursor_or_turn_the_writing(text, shown, capsys):
+    assert harmless(text) == shown
+    warn(text)
+    assert capsys.readouterr().err == f'warning: {shown}\n'

@@ -24,6 +24,7 @@ from utils import (
     read_json,
     read_json_lines,
     read_seal,
+    remove,
     say,
     warn,
     write_json,
@@ -152,8 +153,7 @@ def reopen(folder):
     some = {number: names for number, skipped in read_skipped(folder).items() if (names := [s.image for s in skipped if s.again])}
     if folder.is_dir() and any(map(is_readable, itertools.chain(*some.values()))):
         with contextlib.suppress(OSError):  # a cache that can only be read serves too
-            for file in itertools.chain.from_iterable(folder.glob(f'{number:06d}.scores-*') for number in some):
-                file.unlink()
+            remove(itertools.chain.from_iterable(folder.glob(f'{number:06d}.scores-*') for number in some))
             unfinish(folder)
 
 
@@ -186,8 +186,7 @@ def decode_dataset(dataset, shape, cache_dir, name, source):
     def write(folder):
         some = dataset() if images is None else images  # a part of a whole cache is damaged
         if not (folder / kept.name).is_file() or read_json(folder / kept.name) != known():
-            for file in folder.glob('[0-9]*'):
-                file.unlink()
+            remove(folder.glob('[0-9]*'))
         write_json(folder / kept.name, known())
         for number, start in enumerate(progress(range(0, len(some), CHUNK), desc=f'resize {name}', unit='part')):
             rows = range(start, min(start + CHUNK, len(some)))
@@ -266,7 +265,10 @@ def cached(folder, write):
             with locked(folder.with_name(folder.name + '.lock')):
                 if not folder.is_dir():
                     partial.mkdir(exist_ok=True)
-                    write(partial)
+                    try:
+                        write(partial)
+                    finally:
+                        remove(partial.glob('*.partial'))  # of workers that were ended
                     count_parts(partial)
                     os.rename(partial, folder)
         except OSError as e:

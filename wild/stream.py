@@ -23,7 +23,7 @@ from selection import (
     write_selection,
 )
 from training import free_memory
-from utils import LocalError, UserError, checked, progress, say, written_aside
+from utils import LocalError, UserError, checked, progress, remove, say, written_aside
 from wild.decode import DECODER, Part, check_away, read_skipped, save_part, tell_skipped, write_skipped
 from wild.pool import Pool, open_stream
 from wild.reading import Skip
@@ -171,8 +171,7 @@ class Journal:
                     found.append((file, {int(number): source for number, source in json.loads(str(f['parts'])).items()}))
         found.sort(key=lambda one: -len(one[1]))
         found = [one for one in found if seen.isdisjoint(one[1]) and not seen.update(one[1])]
-        for file in set(self.folder.iterdir()) - {file for file, _ in found}:
-            file.unlink()
+        remove(set(self.folder.iterdir()) - {file for file, _ in found})
         return found
 
     def keep(self, part, rows, seen):
@@ -187,8 +186,7 @@ class Journal:
         with written_aside(file) as out:
             np.savez(out, **dict(zip(COLUMNS, columns)), names=json.dumps(list(names)), counts=seen[0], noise_sum=seen[1], key=self.key,
                      parts=json.dumps(parts), skipped=json.dumps([skip._asdict() for skip in skipped]))
-        for other in old:
-            other.unlink(missing_ok=True)
+        remove(old)
         self.files = [file] if old else [*self.files, file]
 
 

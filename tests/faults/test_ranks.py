@@ -104,7 +104,7 @@ def test_torchrun_starts_a_killed_rank_again_by_itself(folder, whole, tally, tri
 
 @pytest.mark.parametrize('before, after', [(2, 1), (1, 2)])
 def test_another_number_of_processes_goes_on_with_the_same_selection(before, after, folder, whole, tally):
-    with tally('another number of processes', 'DFND') as t:
+    with tally('another number of processes', f'DFND, from {before} to {after}') as t:
         name = f'from-{before}-to-{after}'
         process = torchrun(folder, name, processes=before)
         begun(folder, name, process)
