@@ -9,6 +9,7 @@ import shutil
 import signal
 import struct
 import sys
+import threading
 import time
 import traceback
 
@@ -18,6 +19,7 @@ import scripts
 import torch
 from images import write_small_world
 from PIL import Image
+from tqdm import tqdm
 
 import runs
 from keep.stops import SIGNALS, end_with_parent
@@ -59,6 +61,7 @@ class Forked:
     def _child(self, script, args, cwd):
         try:
             os.setsid()
+            tqdm.set_lock(threading.RLock())  # tqdm's own is shared by all forks, and a kill may leave it held
             end_with_parent()
             os.chdir(cwd)
             out = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
