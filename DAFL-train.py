@@ -75,7 +75,8 @@ def settle(args, arch, width, teacher):
 
 
 def train_epoch(epoch, run, teacher, networks, optimizers):
-    """s.epoch_steps steps of generator and student, or what is left of them. networks, optimizers: (student's, generator's)."""
+    """s.epoch_steps steps of generator and student, or what is left of them. networks, optimizers: (student's, generator's). Returns
+    the losses' means."""
     s, (optimizer_S, optimizer_G), device = run.settings, optimizers, teacher.device
     for network in networks:
         network.train()
@@ -96,7 +97,7 @@ def train_epoch(epoch, run, teacher, networks, optimizers):
         losses = step(s, draw, teacher, networks, optimizers, weight)
         run.step_done(s.batch_size * s.student_steps, weight, lr, **losses)
     distributed.same_buffers(*networks[::-1])
-    run.means.read()  # waits for the device
+    return run.means.read()  # waits for the device
 
 
 def dafl_step(s, draw, teacher, networks, optimizers, weight):
@@ -200,8 +201,8 @@ def main():
     student_amp = training.pick_amp(args.amp, device, s.arch)  # to evaluate in, as the other scripts do
     warned = False
     for epoch in run.epochs():
-        train_epoch(epoch, run, teacher, (student, generator), optimizers)
-        warned = warned or (s.method == 'dafl' and warn_of_collapse(run.means.read(), run, teacher.classes))
+        losses = train_epoch(epoch, run, teacher, (student, generator), optimizers)
+        warned = warned or (s.method == 'dafl' and warn_of_collapse(losses, run, teacher.classes))
         run.end_epoch(training.evaluate(student, test, teacher.normalise, device, student_amp))
     exported = {}
     if s.export and distributed.rank() == 0:

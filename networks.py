@@ -85,18 +85,26 @@ def wrong_facts(facts, state):
     """What a network's file can't have, in words; None for nothing."""
     if missing := [key for key in FACTS if key not in facts]:
         return f'the facts lack {", ".join(missing)}'
-    for key in ('mean', 'std'):
-        some = facts[key] if isinstance(facts[key], (list, tuple)) else ()
-        if len(some) != facts['channels'] or not all(isinstance(x, (int, float)) for x in some):
-            return f'{key}={facts[key]!r} is not a list of one float a channel'
-    if facts['accuracy'] is not None and not (isinstance(facts['accuracy'], (int, float)) and 0 <= facts['accuracy'] <= 1):
-        return f'accuracy={facts["accuracy"]!r} is not a number in 0..1'
+    if wrong := wrong_values(facts):
+        return wrong
     if facts['arch'] in ARCHS:
         with torch.device('meta'):
             expected = build(*(facts[key] for key in ('arch', 'width', 'classes', 'channels'))).state_dict()
         if other := [key for key in sorted(expected.keys() | state.keys())
                      if key not in expected or key not in state or expected[key].shape != state[key].shape]:
             return f'the network is no {facts["arch"]} of width {facts["width"]}: {other[0]} is another'
+    return None
+
+
+def wrong_values(facts):
+    """What is wrong with the mean, std and accuracy among a network's facts, in words; None for nothing, or where they are not there."""
+    for key in ('mean', 'std'):
+        some = facts.get(key) if isinstance(facts.get(key), (list, tuple)) else ()
+        if key in facts and (len(some) != facts['channels'] or not all(isinstance(x, (int, float)) for x in some)):
+            return f'{key}={facts[key]!r} is not a list of one float a channel'
+    accuracy = facts.get('accuracy')
+    if accuracy is not None and not (isinstance(accuracy, (int, float)) and 0 <= accuracy <= 1):
+        return f'accuracy={accuracy!r} is not a number in 0..1'
     return None
 
 

@@ -26,7 +26,7 @@ import zipfile
 from pathlib import Path
 
 from paper.bench_tables import faults_table, plan_table, ratio_table, scale_table, speed_table
-from paper.results import entries, load_runs
+from paper.results import entries, load_runs, published_name
 from paper.rows import BUDGETS, KIND
 from paper.tables import make_tables
 from utils import UserError, bad_usage, first_line, read_json, read_json_lines, run_script, say, warn, written_aside
@@ -59,7 +59,7 @@ def marked(name):
 
 def planned(file):
     """The data set of a file that reproduce.py --publish will write, by its name, or None: its rows are not run yet."""
-    names = {f'{dataset.lower()}-{scale}.jsonl': dataset for dataset, kind in KIND.items() for of, scale in BUDGETS if of == kind}
+    names = {published_name(dataset, scale): dataset for dataset, kind in KIND.items() for of, scale in BUDGETS if of == kind}
     return names.get(file.name)
 
 

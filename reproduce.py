@@ -22,7 +22,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from paper.results import HOW, publish, settings_of
+from paper.results import HOW, publish, published_name, settings_of
 from paper.rows import BUDGETS, DFND, FIRST, KIND, POOLS, ROWS, SEEDS, SHARES, STUDY, TABLE1, TEACHER, TFLOPS, WORDS, Row, hours
 from recipes import PUBLISHED_ACC
 from utils import UserError, bad_usage, expand_home, read_json, run_script
@@ -152,7 +152,7 @@ def run_jobs(args, jobs):
             rest = sum(minutes.get(other.row.script, took) for other in jobs[i:] if not other.done())
             print(f'{name} took {took:.1f} min; left: roughly {rest:.0f} min')
         if args.publish:
-            publish(job.folder, Path(args.publish) / f'{args.dataset.lower()}-{args.scale}.jsonl')
+            publish(job.folder, Path(args.publish) / published_name(args.dataset, args.scale))
     print()
     kind, folder = KIND[args.dataset], jobs[0].folder.parent
     tables = ['--rows', *rows_of('table1', kind, args.scale)] if args.table == 'table1' else ['--pools']

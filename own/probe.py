@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from networks import wrong_values
 from own.weights import plain_line
 from training import rng
 from utils import UserError
@@ -134,13 +135,8 @@ def check_facts(spec, facts, dataset, info):
         raise UserError(f'{spec} is a teacher of {facts["dataset"]}, and --dataset is {dataset}: change one of the two')
     wrong = [f'{key}={facts[key]}, and {dataset} has {getattr(info, key)}' for key in ('classes', 'channels')
              if info and None not in (facts.get(key), getattr(info, key)) and facts[key] != getattr(info, key)]
-    wrong += [f'{key}={facts[key]}, not a list of one number a channel' for key in ('mean', 'std') if key in facts
-              and (not isinstance(facts[key], (list, tuple)) or len(facts[key]) != facts['channels'])]
-    accuracy = facts.get('accuracy', 0)
-    if not (isinstance(accuracy, (int, float)) and 0 <= accuracy <= 1):
-        wrong.append(f'accuracy={accuracy!r}, not a number in 0..1')
-    if wrong:
-        raise UserError(f'the facts in {spec} have {wrong[0]}: write it again with networks.save_network (see its docstring)')
+    if wrong := [*wrong, *filter(None, [wrong_values(facts)])]:
+        raise UserError(f'in the facts of {spec}, {wrong[0]}: write it again with networks.save_network (see its docstring)')
 
 
 def normalisation(wanted, made, info, channels, bgr):

@@ -77,6 +77,11 @@ def read_published(file):
     return [Run(line, f'{file}, row {line.get("row")}, seed {line.get("seed")}') for line in read_json_lines(file)]
 
 
+def published_name(dataset, scale):
+    """The file that a table's runs are published in."""
+    return f'{dataset.lower()}-{scale}.jsonl'
+
+
 def publish(folder, file):
     """Writes the finished run of `folder` into `file`, a line a run, in the place of an earlier one of its row and seed."""
     runs = {(run.row, run.seed): run for run in [*read_published(file), read_run(folder)]}
