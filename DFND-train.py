@@ -58,9 +58,9 @@ def parse():
     g = parser.add_argument_group('wild images and their selection')
     g.add_argument('--wild', '--data_imagenet', nargs='+', metavar='SOURCE', help='folders of images, text files of paths, .tar shards, '
                    "torchvision's sets (stl10, svhn, emnist, ...), demo or noise; several are joined (default: the data set's own pool)")
-    g.add_argument('--select', choices=SELECT, help='balanced: the cleanest of every class; gumbel: of every class by chance, in '
-                   'proportion to exp(energy); class-random: of every class at random; confidence: the cleanest over all; random: '
-                   "the paper's control; pu: what a classifier that sees --labelled takes for original; all: the whole pool")
+    g.add_argument('--select', choices=SELECT, help='weighted: of every class by chance, the surer the likelier; balanced: '
+                   'the cleanest of every class; class-random: of every class at random; gumbel: as weighted, by the energy; '
+                   "confidence: the cleanest over all; random: the paper's control; pu: what a classifier takes for original; all: any")
     pu.add_arguments(g)
     g.add_argument('--num_select', type=arguments.count_of, metavar='N', help="images to keep: a number, or a share of the pool such "
                    "as 47%% (default: the recipe's number, at most half of the pool; of short and lenet, at most as many as the teacher "
@@ -238,8 +238,8 @@ def main():
         found = pu.find_positive(teacher, pool, s) if s.select == 'pu' else None
         worth = found and found.worth
         if pool and s.fit_pool and s.select not in ('all', 'pu') and not args.num_select:
-            _, energy, labels = score(scorer_of(teacher, s), pool)
-            worth = worth_keeping(energy, labels, teacher.classes)
+            noise, _, labels = score(scorer_of(teacher, s), pool)
+            worth = worth_keeping(noise, labels)
         s = settle_budget(args, s, pool and len(pool), worth)
         if found:
             found.check(s.num_select)

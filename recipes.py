@@ -83,7 +83,7 @@ LENET_ONECYCLE = CORRECTED | dict(  # ours: a LeNet has no batch norm, and SGD a
     schedule='onecycle',
 )
 LENET = LENET_ONECYCLE | dict(  # ours
-    select='gumbel',
+    select='weighted',
     fit_pool=True,
     steps=6000,
     batch_size=128,
@@ -91,7 +91,7 @@ LENET = LENET_ONECYCLE | dict(  # ours
     test_every=5,
 )
 SHORT = CORRECTED | dict(  # ours: for a ResNet that sees few images, such as on a CPU
-    select='gumbel',
+    select='weighted',
     num_select=10_000,
     fit_pool=True,
     loss='kd',  # the adapted likelihood adds nothing that was seen

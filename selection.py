@@ -14,11 +14,11 @@ import distributed
 from training import ahead, rng
 from utils import Damaged, LocalError, UserError, checked, first_line, progress, warn, written_aside
 
-BY_CLASS = ('gumbel', 'balanced', 'class-random')  # the same number of every predicted class
+BY_CLASS = ('weighted', 'gumbel', 'balanced', 'class-random')  # the same number of every predicted class
 SELECT = (*BY_CLASS, 'confidence', 'random', 'pu', 'all')
 BATCH = 128  # images scored at a time
 UNREADABLE = (OSError, Damaged, ValueError, LookupError, EOFError, zipfile.BadZipFile)  # of an npz
-PERPLEXITIES = 20  # see worth_keeping
+POWER = 10  # of the confidence, by which `weighted` draws
 
 
 class Rule(NamedTuple):
@@ -31,13 +31,16 @@ class Rule(NamedTuple):
     def keys(self, noise, energy, number=0):
         """What the images of a pool's part `number` are ordered by, (n,), lowest first. noise, energy: see `scores_of`.
 
-        balanced, confidence: the noise. random, class-random: random numbers. gumbel: -(energy + Gumbel noise), so that a class's images
-        are drawn without replacement in proportion to exp(energy), the sum of exp(logits) ("Gumbel-top-k", Kool et al., 2019).
+        balanced, confidence: the noise. random, class-random: random numbers. weighted, gumbel: -(log w + Gumbel noise), which draws a
+        class's images without replacement in proportion to w ("Gumbel-top-k", Kool et al., 2019): the confidence to the power of
+        POWER, which is the chance that as many labels drawn from the softmax are all the pseudo-label; or exp(energy).
         """
         if self.how in ('balanced', 'confidence', 'all'):
             return noise
         uniform = torch.rand(len(noise), generator=rng(self.seed, 'random selection', number), dtype=torch.float64).numpy()
-        return uniform if self.how != 'gumbel' else np.log(-np.log(uniform.clip(1e-300))) - energy
+        if self.how in ('random', 'class-random'):
+            return uniform
+        return np.log(-np.log(uniform.clip(1e-300))) - (energy if self.how == 'gumbel' else -POWER * noise)
 
 
 class Selection(NamedTuple):
@@ -162,9 +165,9 @@ def check_teacher(noise, energy, labels):
 def select(keys, labels, rule, num_classes):
     """The indices of the images to keep, ascending, (num_select,) int64.
 
-    rule.how: confidence, pu: the lowest keys over all classes, as the published files do. random: Table 1's control row. balanced, gumbel,
-    class-random: the num_select / C lowest keys of each predicted class (`Rule.keys`); where a class has too few, its share goes to the
-    lowest keys that are left. all: everything, whatever num_select. Of equal keys, the earlier image goes first.
+    rule.how: confidence, pu: the lowest keys over all classes, as the published files do. random: Table 1's control row. BY_CLASS: the
+    num_select / C lowest keys of each predicted class (`Rule.keys`); where a class has too few, its share goes to the lowest keys that
+    are left. all: everything, whatever num_select. Of equal keys, the earlier image goes first.
     keys: (N,), labels: (N,) in 0 .. num_classes - 1. Raises UserError when the pool is smaller than num_select.
     """
     (how, num_select, seed), count = rule, len(keys)
@@ -182,17 +185,14 @@ def select(keys, labels, rule, num_classes):
     return np.sort(np.concatenate([kept, left[: num_select - len(kept)]]))
 
 
-def worth_keeping(energy, labels, num_classes):
-    """How many images of a pool are of use to a student, seen by the teacher alone: PERPLEXITIES times the sum over the classes of the
-    perplexity exp(entropy) of p proportional to exp(energy), the distribution that `gumbel` draws from. Where few images excite the
-    teacher, p is on few, and so is the selection; where all do alike, it is the whole pool. energy, labels: (N,)."""
+def worth_keeping(noise, labels):
+    """How many images of a pool are of use to a student, seen by the teacher alone: over the classes, the sum of the perplexity
+    exp(entropy) of what `weighted` draws from. It is the whole pool where the teacher is as sure of all. noise, labels: (N,)."""
     total = 0.0
-    for c in range(num_classes):
-        if len(mine := energy[labels == c].astype(np.float64)):
-            p = np.exp(mine - mine.max())
-            p /= p.sum()
-            total += np.exp(-(p * np.log(p.clip(1e-300))).sum())
-    return min(len(energy), max(1, round(PERPLEXITIES * total)))
+    for c in np.unique(labels):
+        p = torch.softmax(-POWER * torch.from_numpy(noise[labels == c]).double(), 0)
+        total += torch.special.entr(p).sum().exp().item()
+    return max(1, round(total))
 
 
 def lowest_first(keys):

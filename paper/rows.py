@@ -33,7 +33,7 @@ WORDS = {  # (kind, scale): the words in braces of a row's flags
     ('MNIST', 'cpu'): LENETS, ('MNIST', 'pools'): LENETS, ('mnist5k', 'demo'): LENETS}
 DFNDS = {'cifar10': 94.02, 'cifar100': 76.35}  # one number in the paper, whichever file of theirs made it
 
-RULES = ('random', 'class-random', 'confidence', 'balanced', 'gumbel')
+RULES = ('random', 'class-random', 'confidence', 'balanced', 'gumbel', 'weighted')
 SHARES = (0, 50, 80, 95, 99)
 
 ROWS = {row.id: row for row in [  # tables without a given order have this one
@@ -121,7 +121,7 @@ BUDGETS = {
        for scale, width in (('paper', 64), ('paper32', 32))},
     ('cifar', 'full'): {'seen-half': '--steps 40000', 'seen-double': '--steps 160000'},
     ('cifar', 'cpu'): {  # every student sees 150,000 images: the recipe's number
-        'teacher': '--width 16', 'student': '--width 16 --epochs 3', 'kd': '', 'wild': '',
+        'teacher': '--width 16', 'student': '--width 16 --epochs 3', 'kd': '', 'wild': '--num_select 10000', 'large-pool': '',
         'dafl': '--epochs 24 --batch_size 256', 'dfad': '--epochs 20',  # less than two hours of a core each
         'inverted': '--iterations 200', 'deepinversion': '',  # 5,120 images in less than an hour and a half of a core
         'pu-compression': '--num_select 10000'},  # as many as the others, 1,000 of them labelled

@@ -411,7 +411,7 @@ def test_a_power_law_is_found_again_and_its_error_is_that_of_its_points():
 def test_the_budgets_table(tmp_path, report):
     def run(row, seed, seen, *top1s, **values):
         folder = make_run(tmp_path / 'runs', f'{row}-s{seed}', dataset='cifar10', top1=top1s[-1], steps=3, images_seen=seen,
-                          teacher_top1=90.0, select='random' if row == 'random' else 'gumbel', **values)
+                          teacher_top1=90.0, select='random' if row == 'random' else 'weighted', **values)
         (folder / 'metrics.jsonl').write_text(''.join(json.dumps({'epoch': i, 'step': i, 'top1': top1}) + '\n' for i, top1 in
                                                       enumerate(top1s, 1)))
         publish(folder, tmp_path / 'results/some.jsonl')

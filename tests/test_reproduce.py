@@ -40,7 +40,7 @@ def plan(reproduce):
     ('table1', 'cifar10', 'full', 'dfnd-released-s1', 'DFND-train.py --recipe released'),
     ('table1', 'cifar10', 'cpu', 'teacher-s0', 'teacher-train.py --recipe short --width 16'),
     ('table1', 'cifar10', 'study', 'teacher-s0', 'teacher-train.py --recipe published --width 16 --epochs 15 --schedule onecycle'),
-    ('table1', 'cifar10', 'cpu', 'dfnd-s2', 'DFND-train.py --recipe short'),
+    ('table1', 'cifar10', 'cpu', 'dfnd-s2', 'DFND-train.py --recipe short --num_select 10000'),
     ('table1', 'cifar10', 'study', 'kd-s0', 'DFND-train.py --recipe corrected --transfer_set original --epochs 3 --batch_size 128'),
     ('table1', 'cifar10', 'full', 'pu-compression-s0', 'DFND-train.py --recipe pu'),
     ('table1', 'cifar10', 'cpu', 'inverted-s0', '-m rivals.inversion --iterations 200'),

@@ -55,9 +55,9 @@ def metrics(folder, name):
 
 def test_dfnd_writes_a_whole_run(digits):
     r = result(run('DFND-train.py', *DIGITS, '--num_select', 100, '--epochs', 3, cwd=digits))
-    expected = dict(script='DFND-train.py', method='dfnd', recipe='lenet', select='gumbel', loss='kd+nll', dataset='mnist5k',
+    expected = dict(script='DFND-train.py', method='dfnd', recipe='lenet', select='weighted', loss='kd+nll', dataset='mnist5k',
                     arch='lenet5half', width=3, seed=0, epochs=3, steps=3, images_seen=300, num_select=100, wild='wild', wild_images=300,
-                    run='mnist5k-dfnd-gumbel-lenet5half-w3-s0')
+                    run='mnist5k-dfnd-weighted-lenet5half-w3-s0')
     assert r.items() >= expected.items() and {'top1', 'top1_best', 'seconds', 'params', 'flops'} <= r.keys()
     folder = digits / 'runs' / r['run']
     assert {'config.json', 'result.json', 'metrics.jsonl', 'student.pt', 'student-best.pt', 'last.pt', 'selection.csv', 'adaptation.npy',
@@ -240,7 +240,7 @@ def test_the_short_recipe_learns_by_muon_from_an_energetic_selection(photos):
     r = result(done)
     line, = (line for line in done.stdout.splitlines() if line.startswith('recipe short'))
     assert '--recipe corrected' in line
-    assert (r['recipe'], r['select'], r['loss'], r['steps'], r['T']) == ('short', 'gumbel', 'kd', 20, 2)
+    assert (r['recipe'], r['select'], r['loss'], r['steps'], r['T']) == ('short', 'weighted', 'kd', 20, 2)
     rows = read_json_lines(photos / 'runs' / r['run'] / 'metrics.jsonl')
     assert rows[-1]['loss'] < 0.5 * rows[0]['loss']
     assert [row['epoch'] for row in rows if row['top1'] is not None] == [3, 6, 9, 12, 15, 18, 20]  # --test_every 3, and the last
@@ -281,7 +281,7 @@ RELEASED = dict(select='confidence', loss='kd+nll', T=4, T_power=2, class_weight
     (['--recipe', 'released'], '600000', RELEASED),
     (['--recipe', 'first-upload'], '50000', RELEASED | dict(T=2, class_weights=True, augment=False, epochs=3_999_999)),
     (['--recipe', 'corrected'], '600000', RELEASED | dict(select='balanced', wild_norm='teacher', teacher_acc=None, epochs=1_024_000)),
-    (['--recipe', 'short'], '10000', RELEASED | dict(select='gumbel', wild_norm='teacher', teacher_acc=None, epochs=7500, loss='kd', T=2,
+    (['--recipe', 'short'], '10000', RELEASED | dict(select='weighted', wild_norm='teacher', teacher_acc=None, epochs=7500, loss='kd', T=2,
                                                      T_power=0, optimizer='muon', lr=0.12, schedule='linear')),
     (['--recipe', 'first-upload', '--T', 8, '--augment', '--no-class_weights', '--teacher_acc', 0.5, '--epochs', 3], '50000',
      RELEASED | dict(T=8, class_weights=False, augment=True, teacher_acc=0.5, epochs=3)),  # a flag beats the recipe

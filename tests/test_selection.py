@@ -13,7 +13,7 @@ from images import error_of, random_images, teacher_of
 from torch import nn
 
 from selection import (
-    PERPLEXITIES,
+    POWER,
     SELECT,
     Rule,
     Selection,
@@ -159,19 +159,20 @@ def test_random_selection_follows_the_seed_alone_and_takes_nothing_twice():
     assert hits.min() >= 10 and hits.max() <= 52  # a fair draw: 30 +- 4.6 each
 
 
-def test_gumbel_draws_a_class_in_proportion_to_exp_energy_and_by_the_seed_and_the_part_alone():
-    energy, labels = np.log(np.array([1, 2, 4, 8, 1, 1, 1, 1], np.float32)), np.array([0] * 4 + [1] * 4)
-    noise, first = np.zeros(8, np.float32), []
+@pytest.mark.parametrize('how', ['weighted', 'gumbel'])
+def test_a_class_is_drawn_in_proportion_to_its_weights_and_by_the_seed_and_the_part_alone(how):
+    weights, labels, first = np.log(np.array([1, 2, 4, 8, 1, 1, 1, 1], np.float32)), np.array([0] * 4 + [1] * 4), []
+    scores = {'weighted': ((np.log(np.float32(8)) - weights) / POWER, np.zeros(8)), 'gumbel': (np.zeros(8), weights)}[how]
     for seed in range(4000):
-        rule = Rule('gumbel', 2, seed)
-        chosen = select(rule.keys(noise, energy), labels, rule, 2)
+        rule = Rule(how, 2, seed)
+        chosen = select(rule.keys(*scores), labels, rule, 2)
         assert labels[chosen].tolist() == [0, 1]
         first.append(chosen)
     share = np.bincount(np.concatenate(first), minlength=8) / 4000
     np.testing.assert_allclose(share, [1 / 15, 2 / 15, 4 / 15, 8 / 15, 1 / 4, 1 / 4, 1 / 4, 1 / 4], atol=0.04)  # 5 standard errors
-    rule = Rule('gumbel', 2, 0)
-    assert np.array_equal(rule.keys(noise, energy, 3), rule.keys(noise, energy, 3))
-    assert not np.array_equal(rule.keys(noise, energy, 3), rule.keys(noise, energy, 4))
+    rule = Rule(how, 2, 0)
+    assert np.array_equal(rule.keys(*scores, 3), rule.keys(*scores, 3))
+    assert not np.array_equal(rule.keys(*scores, 3), rule.keys(*scores, 4))
 
 
 def test_class_random_is_blind_to_the_scores_and_takes_the_same_of_every_class():
@@ -274,12 +275,11 @@ def test_thumbnails_are_the_extremes_of_the_most_predicted_classes(channels, tmp
     assert len(content['left_images']) == 0
 
 
-def test_worth_keeping_is_the_effective_number_of_images_times_a_constant():
+def test_worth_keeping_is_the_effective_number_of_images():
     labels = np.array([0] * 40 + [1] * 400 + [3])
-    assert worth_keeping(np.full(441, 2.5, np.float32), labels, 4) == 441  # all alike: the whole pool
-    energy = np.where(np.arange(441) % 40 < 2, 50, 0).astype(np.float32)  # 2 of class 0, 20 (and 1 of the rest) of class 1 hold it all
-    two, many = (energy[labels == c] == 50 for c in (0, 1))
-    assert worth_keeping(energy, labels, 4) == min(441, round(PERPLEXITIES * (two.sum() + many.sum() + 1)))
-    energy[labels == 1] = -10  # as little as anything else there
-    energy[40] = 90
-    assert worth_keeping(energy, labels, 4) == PERPLEXITIES * (2 + 1 + 1)
+    assert worth_keeping(np.full(441, 2.5, np.float32), labels) == 441  # sure of none, but of all alike: the whole pool
+    noise = np.where(np.arange(441) % 40 < 2, 0, 5).astype(np.float32)  # sure of 2 of class 0, 20 of class 1; of class 3 there is one
+    assert worth_keeping(noise, labels) == 2 + 20 + 1
+    noise[:40] = -np.log(np.where(np.arange(40) < 1, 1, 0.5))  # 39 of class 0 at half the confidence: weights of 1 / 1,024
+    share = np.array([1] + [2.0**-POWER] * 39) / (1 + 39 * 2.0**-POWER)
+    assert worth_keeping(noise, labels) == round(math.exp(-(share * np.log(share)).sum()) + 20 + 1)

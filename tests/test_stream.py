@@ -65,7 +65,7 @@ def test_a_stream_gives_the_selection_of_the_whole_pool(how, tmp_path):
         assert selection.pool_noise == pytest.approx(noise.mean(), rel=1e-5)
 
 
-@pytest.mark.parametrize('how', ['gumbel', 'class-random'])
+@pytest.mark.parametrize('how', ['weighted', 'gumbel', 'class-random'])
 def test_a_stream_draws_what_the_kept_pool_draws_part_by_part(how, tmp_path):
     for random, noise, labels, num_select, classes in random_pools(30):
         kept = Candidates(Rule(how, num_select, 1), classes)
@@ -78,7 +78,7 @@ def test_a_stream_draws_what_the_kept_pool_draws_part_by_part(how, tmp_path):
         assert numbers(merged(kept, tmp_path).pool) == select(np.concatenate(keys), labels, kept.rule, classes).tolist()
 
 
-@pytest.mark.parametrize('how', ['balanced', 'confidence', 'random', 'gumbel'])
+@pytest.mark.parametrize('how', ['balanced', 'confidence', 'random', 'weighted'])
 def test_what_is_kept_does_not_grow_with_the_stream(how):
     """One class is the cleanest by far, so that the others' best are kept beside it."""
     random = np.random.default_rng(0)
@@ -94,7 +94,7 @@ def test_what_is_kept_does_not_grow_with_the_stream(how):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert most > 24_000
-    if how == 'gumbel':  # by class too, but by chance
+    if how == 'weighted':  # by class too, but by chance
         assert 10_000 < len(kept.table()[0]) <= 19_000
     else:
         assert len(kept.table()[0]) == (19_000 if how == 'balanced' else 10_000)
@@ -139,7 +139,7 @@ def journal_of(kept, folder):
     return Journal(folder, kept, SimpleNamespace(digest='it', mean=(0,), std=(1,), amp='off'), SimpleNamespace(size=2, channels=1))
 
 
-@pytest.mark.parametrize('how', ['balanced', 'confidence', 'gumbel', 'random'])
+@pytest.mark.parametrize('how', ['balanced', 'confidence', 'weighted', 'random'])
 def test_a_stream_that_is_stopped_goes_on_to_the_same_selection_by_any_number_of_processes(how, tmp_path, monkeypatch):
     monkeypatch.setattr(distributed, 'on_first', lambda function, *a: function(*a))
     for random, noise, labels, num_select, classes in random_pools(12):
