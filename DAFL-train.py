@@ -52,6 +52,7 @@ def parse():
     g.add_argument('--epoch_steps', type=at_least(int, 1), help="steps of an epoch: 120 as published; the generator's 50 of dfad")
     g.add_argument('--batch_size', type=at_least(int, 2), help='lower it only if memory runs out: the entropy term needs many images')
     g.add_argument('--lr', '--lr_S', type=positive, help="the student's learning rate")
+    g.add_argument('--schedule', choices=training.SCHEDULES, help="of the student's rate, and with dfad of the generator's too")
     g.add_argument('--lr_G', type=positive, help="the generator's; lower it if the student's accuracy jumps about")
     g.add_argument('--latent_dim', type=at_least(int, 1), help="length of the generator's noise vector")
     g.add_argument('--oh', type=at_least(float, 0), help='weight of the one-hot loss')
