@@ -3,7 +3,7 @@
     python teacher-train.py --dataset MNIST
     python DAFL-train.py --dataset MNIST                           # hours on a CPU; the paper has 98.20 %
     python DAFL-train.py --dataset MNIST --epochs 20               # a tenth of it: 20 minutes on two cores, 95 %
-    python DAFL-train.py --dataset MNIST --method dfad             # two to four hours of a core; its paper has 98.3 %
+    python DAFL-train.py --dataset MNIST --method dfad             # two hours of a core or more; its paper has 98.3 %
 
 Small batches hurt: at batch 64 people report half the accuracy. --method dfad is its rival, Data-Free Adversarial Distillation (Fang et
 al., 2019): the same generator draws what the student gets most wrong.
