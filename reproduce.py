@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from paper.results import HOW, publish, published_name, settings_of
-from paper.rows import BUDGETS, DFND, FIRST, KIND, POOLS, ROWS, SEEDS, SHARES, STUDY, TABLE1, TEACHER, TFLOPS, WORDS, Row, hours
+from paper.rows import BUDGETS, BY_NAME, DFND, FIRST, KIND, POOLS, ROWS, SEEDS, SHARES, STUDY, TABLE1, TEACHER, TFLOPS, WORDS, Row, hours
 from recipes import PUBLISHED_ACC
 from utils import UserError, bad_usage, expand_home, read_json, run_script
 
@@ -207,10 +207,11 @@ def parse(words):
             raise UserError(f'--wild {source} does not exist: name a folder of images, or a set that torchvision has')
     if args.table == 'pools' and not (args.wild and all((Path(args.wild[0]) / f'share-{share:02}.txt').is_file() for share in SHARES)):
         raise UserError('pools needs --wild DIR, the folder that `python -m wild.make_pools` wrote')
-    known = rows_of(args.table, kind, args.scale)
+    usual = rows_of(args.table, kind, args.scale)
+    known = usual + BY_NAME.get((kind, args.scale), []) * (args.table == 'table1')
     if unknown := [id for id in args.rows or () if id not in known]:
         raise UserError(f'no row {", ".join(unknown)} in {args.table} of {args.dataset}: the rows are {", ".join(known)}')
-    args.rows = [id for id in known if id in (args.rows or known[1:])]  # teachers as the others need them, unless asked for
+    args.rows = [id for id in known if id in (args.rows or usual[1:])]  # teachers as the others need them, unless asked for
     return args
 
 

@@ -93,6 +93,7 @@ TABLE1 = {  # (kind, scale) or kind
     'MNIST': ['teacher', 'student', 'kd', 'noise', 'alternative', 'dafl', 'dfad', 'random', 'dfnd'],  # DAFL's table, its rival, DFND
     'mnist5k': ['teacher', 'dfnd', 'random'],
 }
+BY_NAME = {('cifar', 'cpu'): ['large-pool']}  # further rows of table1, trained where --rows names them
 POOLS = [f'{rule}-{share}' for rule in RULES for share in SHARES]
 CIFAR_STUDY = {
     'selection': ['confidence', 'dfnd-corrected', 'random', 'all'],
