@@ -19,6 +19,7 @@ from scripts import ROOT
 
 import reproduce as script
 import utils
+from paper.rows import SHARES
 from rivals import inversion
 
 DEMO = ('table1', '--dataset', 'mnist5k', '--scale', 'demo')
@@ -89,6 +90,24 @@ def test_the_scripts_take_every_command(plan, monkeypatch, table, dataset, scale
         monkeypatch.setattr(sys, 'argv', [name, *words[name == '-m':]])
         args = parsers[name]()
         assert args.run == run and args.resume and args.dataset == dataset
+
+
+DOCUMENTED = sorted({line.split('#')[0].strip() for path in (ROOT / 'README.md', *(ROOT / 'docs').glob('*.md'))
+                     for line in path.read_text().splitlines() if line.startswith('    python reproduce.py ')})
+
+
+@pytest.mark.parametrize('command', DOCUMENTED)
+def test_every_command_of_the_docs_is_a_plan(plan, tmp_path, command):
+    words = command.replace('~/', '').split()[2:]
+    for word in words[1:]:  # the sources that it names
+        if '.' in word:
+            (tmp_path / word).parent.mkdir(exist_ok=True)
+            (tmp_path / word).touch()
+        elif word.isupper() or '/' in word or word == 'photos':
+            (tmp_path / word).mkdir(parents=True)
+            for share in SHARES:
+                (tmp_path / word / f'share-{share:02}.txt').touch()
+    assert plan(*words)
 
 
 @pytest.mark.parametrize('dataset, rows', [('cifar10', {'dfnd-corrected', 'dfnd-released'}), ('MNIST', {'dfnd'})])
