@@ -155,7 +155,7 @@ def run_jobs(args, jobs):
             publish(job.folder, Path(args.publish) / published_name(args.dataset, args.scale))
     print()
     kind, folder = KIND[args.dataset], jobs[0].folder.parent
-    tables = ['--rows', *rows_of('table1', kind, args.scale)] if args.table == 'table1' else ['--pools']
+    tables = ['--rows', *dict.fromkeys([*rows_of('table1', kind, args.scale), *args.rows])] if args.table == 'table1' else ['--pools']
     if args.table == 'study':
         tables = [word for ids in STUDY[kind].values() if set(ids) & set(args.rows) for word in ('--study', *ids)]
     return run('report.py', '--runs', folder, '--no_figures', '--out', folder / 'report', *tables)
