@@ -10,6 +10,7 @@ from images import write_images
 from PIL import Image
 from scripts import ROOT, command, error, result, run, start, untimed, weights
 
+from selection import worth_keeping
 from utils import read_json, read_json_lines, write_json
 
 DIGITS = ('--dataset', 'mnist5k', '--wild', 'wild')
@@ -95,8 +96,16 @@ def test_each_ablation_of_the_loss_logs_its_own_terms(digits, loss):
     ('confidence', 150, 150 + 2 * 64), ('random', 150, 150 + 2 * 64), ('all', 300, 300)])
 def test_each_selection_runs_by_steps(digits, select, count, seen):
     """The recipe's number is capped to half of the pool; five batches of 64 are one epoch, or one and two batches of the next."""
-    r = result(run('DFND-train.py', *DIGITS, '--select', select, '--steps', 5, '--batch_size', 64, cwd=digits))
+    args = ['--recipe', 'lenet-onecycle', '--select', select, '--steps', 5, '--batch_size', 64]
+    r = result(run('DFND-train.py', *DIGITS, *args, cwd=digits))
     assert (r['select'], r['num_select'], r['steps'], r['images_seen']) == (select, count, 5, seen)
+
+
+def test_a_recipe_of_ours_takes_as_many_as_are_worth_keeping(digits):
+    r = result(run('DFND-train.py', *DIGITS, '--score_only', '--run', 'worth', cwd=digits))
+    with np.load(digits / 'runs/worth/selection.npz') as f:
+        worth = worth_keeping(f['noise'], f['labels'])
+    assert r['num_select'] == min(150, worth) and 10 < worth < 290
 
 
 def test_a_share_of_the_pool(digits):
