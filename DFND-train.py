@@ -60,7 +60,7 @@ def parse():
                    "torchvision's sets (stl10, svhn, emnist, ...), demo or noise; several are joined (default: the data set's own pool)")
     g.add_argument('--select', choices=SELECT, help='weighted: of every class by chance, the surer the likelier; balanced: '
                    'the cleanest of every class; class-random: of every class at random; gumbel: as weighted, by the energy; '
-                   "confidence: the cleanest over all; random: the paper's control; pu: what a classifier takes for original; all: no choice")
+                   "confidence: the cleanest over all; random: the paper's control; pu: as a classifier has it; all: the whole pool")
     pu.add_arguments(g)
     g.add_argument('--num_select', type=arguments.count_of, metavar='N', help="images to keep: a number, or a share of the pool such "
                    "as 47%% (default: the recipe's number, at most half of the pool; of short and lenet, at most as many as the teacher "
