@@ -55,16 +55,22 @@ class Interleave(torch.autograd.Function):
     @staticmethod
     def forward(ctx, y):
         B, H, W, _, _, C = y.shape
-        x = y.new_empty(B, H - 1, 2, W - 1, 2, C)
-        for a, b in itertools.product((0, 1), (0, 1)):
-            x[:, :, a, :, b] = y[:, a : a + H - 1, b : b + W - 1, a, b]
-        return x.view(B, 2 * (H - 1), 2 * (W - 1), C)
+        x = y.new_empty(B, 2 * (H - 1), 2 * (W - 1), C)
+        for of_y, of_x in Interleave.shared(y, x):
+            of_x.copy_(of_y)
+        return x
 
     @staticmethod
     def backward(ctx, gradient):
         B, H, W, C = gradient.shape
-        x = gradient.reshape(B, H // 2, 2, W // 2, 2, C)
-        y = x.new_zeros(B, H // 2 + 1, W // 2 + 1, 2, 2, C)
-        for a, b in itertools.product((0, 1), (0, 1)):
-            y[:, a : a + H // 2, b : b + W // 2, a, b] = x[:, :, a, :, b]
+        y = gradient.new_zeros(B, H // 2 + 1, W // 2 + 1, 2, 2, C)
+        for of_y, of_x in Interleave.shared(y, gradient):
+            of_y.copy_(of_x)
         return y
+
+    @staticmethod
+    def shared(y, x):
+        """Yields the same pixels as views of both."""
+        H, W = x.shape[1] // 2, x.shape[2] // 2
+        for a, b in itertools.product((0, 1), (0, 1)):
+            yield y[:, a : a + H, b : b + W, a, b], x[:, a::2, b::2]

@@ -208,7 +208,7 @@ def parse(words):
     if args.table == 'pools' and not (args.wild and all((Path(args.wild[0]) / f'share-{share:02}.txt').is_file() for share in SHARES)):
         raise UserError('pools needs --wild DIR, the folder that `python -m wild.make_pools` wrote')
     usual = rows_of(args.table, kind, args.scale)
-    known = usual + BY_NAME.get((kind, args.scale), []) * (args.table == 'table1')
+    known = [*usual, *BY_NAME.get((args.table, kind, args.scale), ())]
     if unknown := [id for id in args.rows or () if id not in known]:
         raise UserError(f'no row {", ".join(unknown)} in {args.table} of {args.dataset}: the rows are {", ".join(known)}')
     args.rows = [id for id in known if id in (args.rows or usual[1:])]  # teachers as the others need them, unless asked for

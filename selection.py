@@ -40,7 +40,8 @@ class Rule(NamedTuple):
         uniform = torch.rand(len(noise), generator=rng(self.seed, 'random selection', number), dtype=torch.float64).numpy()
         if self.how in ('random', 'class-random'):
             return uniform
-        return np.log(-np.log(uniform.clip(1e-300))) - (energy if self.how == 'gumbel' else -POWER * noise)
+        log_weight = energy if self.how == 'gumbel' else -POWER * noise
+        return np.log(-np.log(uniform.clip(1e-300))) - log_weight
 
 
 class Selection(NamedTuple):

@@ -135,8 +135,8 @@ def check_facts(spec, facts, dataset, info):
         raise UserError(f'{spec} is a teacher of {facts["dataset"]}, and --dataset is {dataset}: change one of the two')
     wrong = [f'{key}={facts[key]}, and {dataset} has {getattr(info, key)}' for key in ('classes', 'channels')
              if info and None not in (facts.get(key), getattr(info, key)) and facts[key] != getattr(info, key)]
-    if wrong := [*wrong, *filter(None, [wrong_values(facts)])]:
-        raise UserError(f'in the facts of {spec}, {wrong[0]}: write it again with networks.save_network (see its docstring)')
+    if first := [*wrong, wrong_values(facts)][0]:
+        raise UserError(f'in the facts of {spec}, {first}: write it again with networks.save_network (see its docstring)')
 
 
 def normalisation(wanted, made, info, channels, bgr):

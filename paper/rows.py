@@ -93,7 +93,7 @@ TABLE1 = {  # (kind, scale) or kind
     'MNIST': ['teacher', 'student', 'kd', 'noise', 'alternative', 'dafl', 'dfad', 'random', 'dfnd'],  # DAFL's table, its rival, DFND
     'mnist5k': ['teacher', 'dfnd', 'random'],
 }
-BY_NAME = {('cifar', 'cpu'): ['large-pool']}  # further rows of table1, trained where --rows names them
+BY_NAME = {('table1', 'cifar', 'cpu'): ['large-pool']}  # further rows of a table, trained where --rows names them
 POOLS = [f'{rule}-{share}' for rule in RULES for share in SHARES]
 CIFAR_STUDY = {
     'selection': ['confidence', 'dfnd-corrected', 'random', 'all'],
@@ -124,8 +124,7 @@ BUDGETS = {
     ('cifar', 'cpu'): {  # every student sees 150,000 images: the recipe's number
         'teacher': '--width 16', 'student': '--width 16 --epochs 3', 'kd': '', 'wild': '--num_select 10000', 'large-pool': '',
         'dafl': '--epochs 24 --batch_size 256', 'dfad': '--epochs 20',  # less than two hours of a core each
-        'inverted': '--iterations 200', 'deepinversion': '',  # 5,120 images in less than an hour and a half of a core
-        'pu-compression': '--num_select 10000'},  # as many as the others, 1,000 of them labelled
+        'inverted': '--iterations 200', 'deepinversion': ''},  # 5,120 images in less than an hour and a half of a core
     ('cifar', 'study'): {  # the same, those of the generators excepted, by the published schedules in small
         'teacher': '--width 16 --epochs 15 --schedule onecycle', 'student': '--width 16 --epochs 3',
         'kd': '--epochs 3 --batch_size 128', 'dafl': '--epochs 3 --batch_size 256', 'dfad': '--epochs 3',

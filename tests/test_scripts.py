@@ -154,19 +154,25 @@ def test_a_generator_that_fails_is_told_once(digits):
 
 
 def test_dfad_takes_five_steps_of_the_student_to_one_of_the_generator(digits):
-    args = ['--dataset', 'mnist5k', '--method', 'dfad', '--epochs', 2, '--epoch_steps', 3, '--batch_size', 4, '--schedule', 'linear']
+    args = ['--dataset', 'mnist5k', '--method', 'dfad', '--epochs', 2, '--epoch_steps', 3, '--batch_size', 4]
     r = result(run('DAFL-train.py', *args, cwd=digits))
     expected = dict(method='dfad', loss='l1', steps=6, images_seen=6 * 5 * 4, run='mnist5k-dfad-lenet5half-w3-s0')
     assert r.items() >= expected.items()
     kept = read_json(digits / 'runs' / r['run'] / 'config.json')['settings']
-    published = dict(lr=0.01, lr_G=1e-3, weight_decay=1e-4, optimizer='sgd', latent_dim=100, generator_eps=1e-5)
+    published = dict(lr=0.01, lr_G=1e-3, weight_decay=1e-4, optimizer='sgd', schedule='constant', latent_dim=100, generator_eps=1e-5)
     assert kept.items() >= published.items()
     for row in metrics(digits, r['run']):
         assert row['loss'] > 0 > row['loss_generator'] and 'loss_kd' not in row
     last = torch.load(digits / 'runs' / r['run'] / 'last.pt', weights_only=True)
-    assert [last[name]['param_groups'][0]['lr'] for name in ('optimizer_S', 'optimizer_G')] == pytest.approx([0.01 / 5, 1e-3 / 5])
     assert {int(state['step']) for state in last['optimizer_G']['state'].values()} == {6}  # and as many of its batches
     assert last['generator']['bn0.num_batches_tracked'] == 6 * (5 + 1)
+
+
+def test_a_schedule_of_dfad_is_of_both_rates(digits):
+    args = ['--dataset', 'mnist5k', '--method', 'dfad', '--epochs', 2, '--epoch_steps', 3, '--batch_size', 4, '--schedule', 'linear']
+    r = result(run('DAFL-train.py', *args, '--run', 'linear', cwd=digits))
+    last = torch.load(digits / 'runs' / r['run'] / 'last.pt', weights_only=True)
+    assert [last[name]['param_groups'][0]['lr'] for name in ('optimizer_S', 'optimizer_G')] == pytest.approx([0.01 / 5, 1e-3 / 5])
 
 
 def test_dfad_on_photos_lowers_both_learning_rates(photos):
@@ -245,7 +251,7 @@ def test_mistakes_with_own_classes_are_one_line(classes, script, args, parts):
     assert not (classes / 'runs/none').exists()
 
 
-def test_the_short_recipe_learns_by_muon_from_an_energetic_selection(photos):
+def test_the_short_recipe_learns_by_muon_from_a_weighted_selection(photos):
     done = run('DFND-train.py', '--dataset', 'cifar10', '--wild', 'wild', '--device', 'cpu', '--steps', 20, '--run', 'short', cwd=photos)
     r = result(done)
     line, = (line for line in done.stdout.splitlines() if line.startswith('recipe short'))
