@@ -136,6 +136,8 @@ def find_teacher(where, dataset):
     finished = [path for path in sorted(where.glob('*/teacher.pt')) if path.with_name('result.json').is_file()]
     found = [path for path in finished if dataset in (None, load_network(path)[1]['dataset'])]
     if not found:
+        if dataset in (None, 'none'):
+            raise UserError(f'no finished teacher in {where}: name its file, its folder or its builder with --teacher')
         output = '' if where == Path('runs') else f' --output_dir {where}'
         raise UserError(f'no finished {dataset} teacher in {where}: train one first with `python teacher-train.py --dataset {dataset}'
                         f'{output}`, or name its folder or file with --teacher_dir')

@@ -47,14 +47,17 @@ def marked(name):
     for path in [ROOT / file, *(ROOT / word for word in ids if kind in BENCHES)]:
         if not path.exists():
             raise UserError(f'{name}: {path} does not exist: publish the runs, or correct the marker')
-    if kind in BENCHES:
-        return BENCHES[kind](*(read_json(ROOT / word) for word in words.split()))
-    if kind == 'faults':
-        return faults_table(read_json_lines(ROOT / file))
-    if kind not in ('table1', 'study', 'pools', 'trials', 'budget'):
+    if kind not in ('table1', 'study', 'pools', 'trials', 'budget', 'faults', *BENCHES):
         raise UserError(f'{name}: expected table1, study, pools, trials, budget, faults, {", ".join(BENCHES)} before the first colon: '
                         'correct the marker')
-    return make_tables(load_runs(ROOT / file), ids, kind)
+    try:
+        if kind in BENCHES:
+            return BENCHES[kind](*(read_json(ROOT / word) for word in words.split()))
+        if kind == 'faults':
+            return faults_table(read_json_lines(ROOT / file))
+        return make_tables(load_runs(ROOT / file), ids, kind)
+    except (LookupError, TypeError, ValueError) as e:
+        raise UserError(f'{name}: {file} holds no table of the kind {kind} ({first_line(e)}): correct the marker') from None
 
 
 def planned(file):

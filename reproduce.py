@@ -28,8 +28,10 @@ from recipes import PUBLISHED_ACC
 from utils import UserError, bad_usage, expand_home, read_json, run_script
 
 HERE = Path(__file__).resolve().parent
-OWN = ('--dataset', '--seed', '--run', '--output_dir', '--teacher_dir', '--max_minutes')  # each run is given its own
+OWN = ('--dataset', '--seed', '--run', '--output_dir', '--teacher', '--teacher_dir', '--max_minutes')  # each run is given its own
 PASSED = ('data', 'cache_dir', 'workers')
+SCALES = {  # of each table, the default first
+    'table1': ('cpu', 'demo', 'study', 'paper32', 'paper', 'full'), 'study': ('study', 'full'), 'pools': ('pools',)}
 
 # ---------------------------------------------------------------- the plan
 
@@ -65,7 +67,7 @@ def plan(args, extra):
     """All jobs in their order: the teachers that are needed, then row by row."""
     kind, folder = KIND[args.dataset], Path(args.output_dir) / f'{args.dataset}-{args.scale}'
     budget = BUDGETS[kind, args.scale]
-    words = WORDS[kind, args.scale] | {'acc': PUBLISHED_ACC.get(args.dataset, PUBLISHED_ACC['cifar10']), 'pools': (args.wild or [''])[0]}
+    words = WORDS[kind, args.scale] | {'acc': PUBLISHED_ACC.get(args.dataset, PUBLISHED_ACC['cifar10'])}
 
     def seeds(id):
         count = SEEDS.get((kind, args.scale), SEEDS[kind])
@@ -76,8 +78,9 @@ def plan(args, extra):
 
     def job(id, seed):
         row, run = ROWS[id], f'{id}-s{seed}'
-        flags = row.flags.format(**words, inverted='{inverted}').split()
-        flags = [str(folder / f'inverted-s{seed}' / 'images') if flag == '{inverted}' else flag for flag in flags]
+        paths = {'pools': (args.wild or [''])[0], 'inverted': folder / f'inverted-s{seed}' / 'images'}  # which can hold spaces
+        flags = row.flags.format(**words, **{name: f'{{{name}}}' for name in paths}).split()
+        flags = [flag.format(**paths) for flag in flags]
         wild = row.script == DFND and '--transfer_set' not in flags
         flags += budget.get(id, budget.get('wild', '') if wild and 'all' not in flags else '').split()
         if wild and args.wild and '--wild' not in flags:
@@ -167,11 +170,11 @@ def run_jobs(args, jobs):
 def parse(words):
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.error = bad_usage
-    parser.add_argument('table', choices=('table1', 'study', 'pools'), help="table1: the papers' rows; study: what each part of the "
+    parser.add_argument('table', choices=SCALES, help="table1: the papers' rows; study: what each part of the "
                         'method is worth; pools: selections from pools of which a growing share is of other kinds')
     parser.add_argument('--dataset', default='cifar10', choices=KIND,
                         type=lambda name: {dataset.lower(): dataset for dataset in KIND}.get(name.lower(), name))
-    parser.add_argument('--scale', choices=('full', 'paper', 'paper32', 'cpu', 'study', 'demo', 'pools'),
+    parser.add_argument('--scale', choices=dict.fromkeys(scale for scales in SCALES.values() for scale in scales),
                         help="full: the published schedules; paper: the paper's networks, 500,000 images seen, the recipe short; paper32: "
                         'the same at half their width; cpu: small networks and budgets, the recipe short; study: the same by the '
                         "published schedules; demo: mnist5k in minutes; pools: that table's")
@@ -189,12 +192,13 @@ def parse(words):
     parser.add_argument('--tflops', type=float, help="the machine's speed in the arithmetic of the scales full (default: 50), paper and "
                         'paper32 (0.42, two cores with fast bfloat16)')
     args = expand_home(parser.parse_args(words))
-    kind, scales = KIND[args.dataset], [scale for kind, scale in BUDGETS if kind == KIND[args.dataset]]
+    kind = KIND[args.dataset]
+    scales = [scale for scale in SCALES[args.table] if (kind, scale) in BUDGETS]
     if args.table != 'table1' and kind not in STUDY:
         raise UserError(f'no {args.table} of {args.dataset}: --dataset is one of {", ".join(d for d in KIND if KIND[d] in STUDY)}')
-    args.scale = args.scale or {'pools': 'pools', 'study': 'study'}.get(args.table, 'cpu')
-    if args.scale not in scales or (args.scale == 'pools') != (args.table == 'pools'):
-        raise UserError(f'--scale {args.scale}, but {args.dataset} has {" and ".join(scales)}: give --scale {scales[-1]}')
+    args.scale = args.scale or scales[0]
+    if args.scale not in scales:
+        raise UserError(f'--scale {args.scale}, but {args.table} of {args.dataset} has {", ".join(scales)}: give --scale {scales[0]}')
     if args.max_minutes is not None and not args.max_minutes > 0:
         raise UserError(f'--max_minutes {args.max_minutes}, expected a number above 0')
     if args.tflops is not None and not args.tflops > 0:
@@ -235,7 +239,8 @@ def main():
     cut = words.index('--') if '--' in words else len(words)
     args, extra = parse(words[:cut]), words[cut + 1:]
     if own := [word for word in extra if word.split('=')[0] in OWN]:
-        raise UserError(f'{" ".join(own)} after the --, but each run has its own: leave it out, or give --seeds or --output_dir before it')
+        raise UserError(f'{" ".join(own)} after the --, but each run has its own: leave it out, or give --seeds, --teacher or '
+                        '--output_dir before it')
     jobs = plan(args, extra)
     print_plan(args, jobs)
     keep.stops.limit(args.max_minutes)

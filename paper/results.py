@@ -29,10 +29,12 @@ class Run:
         self.row, self.seed, self.curve = line.get('row'), line.get('seed'), line.get('curve', [])
         self.result = line['result'] if isinstance(line.get('result'), dict) else {}
         words = {'row': self.row, 'method': self.result.get('method'), 'dataset': self.result.get('dataset')}
-        wrong = {key: value for key, value in self.result.items() if key in NUMBERS and not is_number(value)}
+        wrong = {key: value for key, value in [*self.result.items(), ('seed', self.seed)] if key in NUMBERS and not is_number(value)}
+        wrong |= {key: line[key] for key in ('settings', 'hardware') if not isinstance(line.get(key) or {}, dict)}
         if wrong or words['method'] not in METHODS or not all(isinstance(word, str) for word in words.values()):
             raise UserError(f'{place}: {", ".join(f"{key}={value!r}" for key, value in (words | wrong).items())}, expected a method of '
-                            f'{", ".join(METHODS)}, a number or null for each of {", ".join(NUMBERS)}: train that run again')
+                            f'{", ".join(METHODS)}, a number or null for each of {", ".join(NUMBERS)}, objects as settings and '
+                            'hardware: train that run again')
 
     @property
     def finished(self):
@@ -44,7 +46,7 @@ class Run:
 
 
 def is_number(value):
-    return value is None or (isinstance(value, (int, float)) and not math.isnan(value))
+    return value is None or (isinstance(value, (int, float)) and math.isfinite(value))
 
 
 def read_run(folder):
@@ -70,7 +72,7 @@ def result_so_far(folder, config, curve):
 
 def settings_of(config):
     """The settings in a config.json; they were called 'args' until November 2026."""
-    return config.get('settings', config.get('args', {}))
+    return config.get('settings') or config.get('args') or {}
 
 
 def read_published(file):
@@ -137,10 +139,12 @@ def differences(one, other):
 
 
 def told(run):
-    facts = {key: value for key, value in run.line.get('settings', {}).items() if key not in HOW}
+    facts = {key: value for key, value in (run.line.get('settings') or {}).items() if key not in HOW}
     facts |= {key: run.result[key] for key in TOLD if key in run.result}
-    if facts.get('fit_pool'):  # then each seed's teacher decides how many
-        facts = {key: value for key, value in facts.items() if key not in ('num_select', 'epochs', 'steps', 'images_seen')}
+    given = run.line.get('command') or ''
+    if facts.get('fit_pool') and '--num_select' not in given:  # then each seed's teacher decides how many
+        own = {'num_select', 'images_seen', *(key for key in ('epochs', 'steps') if f'--{key}' not in given)}
+        facts = {key: value for key, value in facts.items() if key not in own}
     acc, top1 = facts.get('teacher_acc'), run.result.get('teacher_top1')
     if acc is not None and top1 is not None and abs(100 * acc - top1) < 0.006:
         facts['teacher_acc'] = 'measured'  # which is one setting, though teachers differ

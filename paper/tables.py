@@ -8,7 +8,7 @@ import statistics
 from paper.fits import curve, fit_of_ends, fit_of_last
 from paper.results import differences, entries, method_row
 from paper.rows import POOLS, RULES, SHARES, SOURCE
-from utils import harmless
+from utils import UserError, harmless
 
 
 def make_tables(runs, ids=(), kind='table1'):
@@ -149,6 +149,8 @@ def make_pools(dataset, rows):
         lines['difference to random'].append(
             [rule, *(paired_difference(cell, found[f'random-{share}']) for cell, share in zip(cells, SHARES))])
     runs = [run for entry in rows for run in entry.runs]
+    if not runs:
+        raise UserError(f'{dataset}: none of the runs is of the table of pools: give it the runs of reproduce.py pools')
     seen, kept = (sorted({run.result[key] for run in runs}) for key in ('images_seen', 'num_select'))
     counts = sorted({len(entry.runs) for entry in rows if entry.runs})
     seeds = ' to '.join(str(count) for count in dict.fromkeys([counts[0], counts[-1]]))

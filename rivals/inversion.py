@@ -10,6 +10,8 @@ to be those on which a student, --student, does not agree with the teacher yet.
 
 import keep.stops  # isort: skip  # before torch, see there
 
+from statistics import mean
+
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -25,7 +27,7 @@ from losses import disagreement, statistics_loss, total_variation
 from own.student import run_name
 from own.teacher import Wanted, load_teacher
 from runs import Run, print_result
-from utils import UserError, progress, say, write_json, written_aside
+from utils import UserError, progress, read_json_lines, say, write_json, written_aside
 
 
 def parse():
@@ -64,6 +66,14 @@ def watch(teacher):
         norm.register_forward_pre_hook(
             lambda norm, inputs: seen.append(statistics_loss(inputs[0].float(), norm.running_mean, norm.running_var)))
     return seen
+
+
+def check_alike(student, teacher):
+    """Raises UserError where a student, a Teacher or None, takes other images than the teacher, or knows other classes."""
+    facts = ('classes', 'channels', 'size', 'mean', 'std')
+    if other := [f'{name} {getattr(student, name)} and not {getattr(teacher, name)}' for name in facts
+                 if student and getattr(student, name) != getattr(teacher, name)]:
+        raise UserError(f'--student {student.file} has {", ".join(other)}, as the teacher: give a student of this teacher')
 
 
 def invert(epoch, run, teacher, student, statistics, learner):
@@ -117,6 +127,7 @@ def main():
     teacher.measure(None)
     statistics = watch(teacher)
     student = args.student and load_teacher(args.student, args.dataset, info, device, 'off')
+    check_alike(student, teacher)
     s = arguments.settle(args, recipes.INVERSION, method='inverted', dataset=teacher.dataset, teacher=teacher.digest, device=device.type,
                          student=student and student.digest, arch=teacher.arch, width=teacher.width,
                          amp=training.pick_amp(args.amp, device, 'generator'))
@@ -131,8 +142,8 @@ def main():
     say(f'{s.epochs * s.batch_size} images out of the batch norms of {teacher.arch}')
     for epoch in run.epochs():
         targets = invert(epoch, run, teacher, student, statistics, (images, optimizer))
-        agreement = keep_images(run.folder / 'images', images, targets, teacher, (epoch - 1) * s.batch_size)
-        run.end_epoch((None, None), agreement)
+        run.end_epoch((None, None), keep_images(run.folder / 'images', images, targets, teacher, (epoch - 1) * s.batch_size))
+    agreement = mean(row['agreement'] for row in read_json_lines(run.folder / 'metrics.jsonl'))  # of all images
     result = run.result('inverted', top1=None, top1_best=None, agreement=agreement, images=s.epochs * s.batch_size)
     write_json(run.folder / 'result.json', result)
     print_result(result)

@@ -9,7 +9,7 @@ from images import write_small_world
 from PIL import Image
 from scripts import command, error, result, run, start, untimed
 
-from networks import build, save_network
+from networks import build, load_network, save_network
 from own.teacher import Wanted, load_teacher
 from rivals.inversion import watch
 from utils import read_json, read_json_lines
@@ -86,6 +86,9 @@ def test_a_killed_inversion_goes_on_to_the_same_images(folder):
     one, two = ([{k: v for k, v in row.items() if k not in ('seconds', 'images_per_s', 'crc32')}
                  for row in read_json_lines(folder / 'runs' / name / 'metrics.jsonl')] for name in ('whole', 'cut'))
     assert one == two
+    (folder / 'runs/cut/result.json').unlink()  # as after a stop behind the last batch
+    assert untimed(result(invert(folder, '--run', 'cut', *flags, '--resume'))) == untimed(whole)
+    assert whole['agreement'] == pytest.approx(sum(row['agreement'] for row in one) / 3)
 
 
 def test_adaptive_deepinversion_asks_a_student(folder):
@@ -114,6 +117,13 @@ def test_a_teacher_without_batch_norm_is_refused_and_says_why(tmp_path):
 
 def test_adaptive_without_a_student_is_one_line(folder):
     assert '--adaptive and --student' in error(invert(folder, '--adaptive', 1, '--run', 'none', code=2))
+
+
+def test_a_student_of_other_images_is_one_line(folder):
+    net, facts = load_network(folder / 'teacher.pt')
+    save_network(folder / 'other.pt', net, facts | {'std': [0.3] * 3})
+    line = error(invert(folder, '--adaptive', 1, '--student', 'other.pt', '--run', 'none', code=2))
+    assert 'other.pt' in line and 'std (0.3, 0.3, 0.3) and not (0.2, 0.2, 0.2)' in line
 
 
 def test_a_stopped_inversion_says_how_to_go_on(folder):

@@ -31,6 +31,14 @@ def test_a_pool_has_its_share_of_other_kinds_and_the_same_seed_gives_it_again(tm
         made(monkeypatch, tmp_path / 'three', *words, '--size', 400)
 
 
+@pytest.mark.parametrize('words, part', [(('--size', '-4'), '--size -4'), (('--shares', '0', '101'), '0 101'),
+                                         (('--characters', 'gone'), 'gone: no such folder')])
+def test_mistakes_are_told_before_anything_is_drawn(tmp_path, monkeypatch, words, part):
+    with pytest.raises(UserError, match=part):
+        made(monkeypatch, tmp_path / 'out', '--relevant', str(tmp_path), *words)
+    assert not (tmp_path / 'out').exists()
+
+
 def test_it_runs_as_a_command(tmp_path):
     write_images(tmp_path / 'glyphs', 12, grey=True)
     done = command('-m', 'wild.make_pools', '--channels', 1, '--relevant', tmp_path / 'glyphs', '--size', 8, '--shares', 0, '--out',

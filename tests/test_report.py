@@ -31,7 +31,7 @@ def table(report):
     return lambda *flags: report('--no_figures', *flags)[0]
 
 
-def make_run(root, name, method='dfnd', settings=None, finished=True, **values):
+def make_run(root, name, method='dfnd', settings=None, finished=True, command='', **values):
     """One run's config.json and result.json; a DFND run is the lenet recipe's unless values say otherwise."""
     folder = root / name
     folder.mkdir(parents=True)
@@ -43,7 +43,7 @@ def make_run(root, name, method='dfnd', settings=None, finished=True, **values):
         result |= dict(recipe='lenet', select='balanced', loss='kd+nll', num_select=10000, wild='demo', teacher_top1=98.0)
     result |= values
     config = {'settings': {'seed': result['seed'], 'run': name, 'data': f'/data/{name}', 'T': 4.0, **(settings or {})},
-              'command': f'{method}.py', 'commit': 'abc', 'versions': {}, 'hardware': {'cpu': 'Some CPU', 'threads': 2}}
+              'command': command or f'{method}.py', 'commit': 'abc', 'versions': {}, 'hardware': {'cpu': 'Some CPU', 'threads': 2}}
     (folder / 'config.json').write_text(json.dumps(config))
     if finished:
         (folder / 'result.json').write_text(json.dumps(result) + '\n')
@@ -111,6 +111,9 @@ def test_mnist_has_dafls_numbers_and_each_data_set_a_table(tmp_path, table):
         *zip(['original'] * 3, ['98.91', '98.65', '98.91']), ('none', '88.01'), ('alternative', '-'), ('none', '98.20'), ('unlabeled', '-')]
 
 
+FITTED = dict(settings={'fit_pool': True})
+
+
 @pytest.mark.parametrize('one, other, words', [
     ({}, dict(seed=0), ('seed 0',)),  # counted twice, it would shrink the spread
     ({}, dict(settings={'T': 8.0}), ('T (8.0, 4.0)', '--run')),
@@ -120,6 +123,10 @@ def test_mnist_has_dafls_numbers_and_each_data_set_a_table(tmp_path, table):
     (dict(settings={'workers': 1, 'device': 'cpu', 'export': None}),
      dict(settings={'workers': 4, 'device': 'cuda', 'teacher_dir': 'there', 'export': ['pt2']}), ()),
     ({}, dict(settings={'stream': False}, wild_images=9), ()),  # an older run lacks a newer flag
+    (FITTED, FITTED | dict(num_select=900, epochs=30, images_seen=27000), ()),  # each seed's teacher has its own number
+    (FITTED | dict(command='x --epochs 3'), FITTED | dict(command='x --epochs=30', num_select=900, epochs=30), ('epochs (30, 3)',)),
+    (FITTED | dict(command='x --num_select 10000'), FITTED | dict(command='x --num_select 900', num_select=900),
+     ('num_select (900, 10000)',)),
 ])
 def test_runs_that_are_no_seeds_of_one_row_are_not_averaged(tmp_path, report, one, other, words):
     make_run(tmp_path / 'runs', 'x/dfnd-s0', top1=95.0, **one)
@@ -239,6 +246,7 @@ def mark(name, *ends):
 
 def readme_in(folder, *lines):
     make_run(folder / 'results' / 'mnist', 'teacher-s0', 'teacher', top1=98.76)
+    (folder / 'bench.json').write_text('{"odd": 1}')
     (folder / 'README.md').write_text('\n'.join(['# Title', *lines, 'the end', '']), encoding='utf-8')
     return folder / 'README.md'
 
@@ -299,6 +307,8 @@ A, B = 'table1:results/mnist', 'study:results/mnist dfnd'
     (mark('table1:results/gone.jsonl'), ('results/gone.jsonl', 'does not exist')),
     (mark('table1:results/cifar10-gone.jsonl teacher'), ('results/cifar10-gone.jsonl', 'does not exist')),  # no scale of reproduce.py
     (mark('table1:results/cifar10-paper.jsonl'), ('results/cifar10-paper.jsonl', 'does not exist')),  # of which rows?
+    (mark('speed:bench.json'), ('speed:bench.json', "KeyError: 'speed'", 'correct the marker')),
+    (mark('trials:results/mnist'), ('trials:results/mnist', 'no table of the kind trials')),
     (mark('table:results/mnist'), ('table:results/mnist', 'table1', 'speed')),
     ([], ('holds no line',))])
 def test_wrong_markers_are_one_line(tmp_path, report, lines, words):
@@ -319,6 +329,9 @@ def test_wrong_markers_are_one_line(tmp_path, report, lines, words):
     (('--runs', 'odd'), ("method='magic'", 'teacher, student')),
     (('--runs', 'text.jsonl'), ('text.jsonl', 'row kd', "top1='high'", 'number or null')),
     (('--runs', 'nan'), ('top1=nan',)),
+    (('--runs', 'seed.jsonl'), ('seed.jsonl', "seed='x'")),
+    (('--runs', 'settings.jsonl'), ('settings.jsonl', 'settings=[1]', 'objects as settings')),
+    (('--runs', 'fine', '--pools'), ('none of the runs', 'reproduce.py pools')),
     (('--check', '--rows', 'a'), ('--rows', '--check')),
     (('--check', '--runs', 'odd'), ('--runs', '--check')),
     (('--html', '--rows', 'a'), ('--rows', '--html')),
@@ -329,6 +342,8 @@ def test_errors_are_one_line(tmp_path, report, flags, words):
     for name, text in {'broken/result.json': '{"method": ', 'odd/result.json': '{"method": "magic", "dataset": "x"}', 'empty/none': '',
                        'nan/result.json': '{"method": "kd", "dataset": "x", "top1": NaN}', 'empty.jsonl': '', 'list.jsonl': '[1]\n',
                        'text.jsonl': '{"row": "kd", "seed": 1, "result": {"method": "kd", "dataset": "x", "top1": "high"}}\n',
+                       'seed.jsonl': '{"row": "kd", "seed": "x", "result": {"method": "kd", "dataset": "x"}}\n',
+                       'settings.jsonl': '{"row": "kd", "settings": [1], "result": {"method": "kd", "dataset": "x"}}\n',
                        'rowless.jsonl': '{"result": {}}\n'}.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)

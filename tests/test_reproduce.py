@@ -90,6 +90,20 @@ def test_the_scripts_take_every_command(plan, monkeypatch, table, dataset, scale
         monkeypatch.setattr(sys, 'argv', [name, *words[name == '-m':]])
         args = parsers[name]()
         assert args.run == run and args.resume and args.dataset == dataset
+    assert_one_command_a_row(commands)
+
+
+def assert_one_command_a_row(commands):
+    told = {re.sub(r' --(run|seed|teacher_dir) \S+', '', command) for command in commands.values()}
+    assert len(told) == len({name.rsplit('-s', 1)[0] for name in commands})
+
+
+def test_a_path_with_a_space_is_one_word(plan, tmp_path):
+    (tmp_path / 'my pools').mkdir()
+    for share in SHARES:
+        (tmp_path / 'my pools' / f'share-{share:02}.txt').touch()
+    assert "--wild 'my pools/share-50.txt'" in plan('pools', '--wild', 'my pools')['random-50-s0']
+    assert "--wild 'a {b}/cifar10-cpu/inverted-s0/images'" in plan('table1', '--output_dir', 'a {b}')['deepinversion-s0']
 
 
 DOCUMENTED = sorted({line.split('#')[0].strip() for path in (ROOT / 'README.md', *(ROOT / 'docs').glob('*.md'))
@@ -116,9 +130,8 @@ def test_both_tables_share_their_runs(plan, dataset, rows):
     shared = one.keys() & two.keys()
     assert {name.rsplit('-s', 1)[0] for name in shared} == {'teacher', 'random', *rows}
     assert all(one[name] == two[name] for name in shared)
-    for commands in (one, two):  # one row, one command
-        told = {re.sub(r' --(run|seed|teacher_dir) \S+', '', command) for command in commands.values()}
-        assert len(told) == len({name.rsplit('-s', 1)[0] for name in commands})
+    assert_one_command_a_row(one)
+    assert_one_command_a_row(two)
 
 
 def test_flags_of_the_users(plan, reproduce, tmp_path):
@@ -159,7 +172,9 @@ def test_the_arithmetic_of_the_full_scale(reproduce):
     (('table1', '--scale', 'pools'), ('--scale pools', 'cifar10')),
     (('study', '--dataset', 'MNIST', '--rows', 'norm-imagenet'), ('no row norm-imagenet', 'class-weights')),
     (('table1', '--scale', 'demo'), ('--scale demo', 'full', 'cpu')),
-    (('table1', '--dataset', 'mnist5k'), ('--scale cpu', '--scale demo')),
+    (('table1', '--dataset', 'mnist5k', '--scale', 'cpu'), ('--scale cpu', '--scale demo')),
+    (('study', '--scale', 'cpu'), ('--scale cpu', 'study of cifar10 has study, full')),  # whose rows have no budgets there
+    (('pools', '--dataset', 'MNIST', '--scale', 'cpu', '--wild', '.'), ('pools of MNIST has pools:',)),
     (('study', '--dataset', 'mnist5k', '--scale', 'demo'), ('no study of mnist5k', 'MNIST')),
     (('table1', '--dataset', 'imagenet'), ('imagenet', 'cifar10')),
     (('table1', '--wild', 'stl10', 'no/photos'), ('--wild no/photos', 'not exist')),
@@ -168,6 +183,7 @@ def test_the_arithmetic_of_the_full_scale(reproduce):
     (('table1', '--seeds', 'a'), ('--seeds', "'a'")),
     (('table1', '--tflops', '0', '--scale', 'full'), ('--tflops 0', 'above 0')),
     (('table1', '--', '--seed=5'), ('--seed=5', '--seeds')),
+    (('table1', '--', '--teacher', 'x.pt'), ('--teacher after', '--teacher')),
 ])
 def test_mistakes_are_one_line(reproduce, words, parts):
     out, err = reproduce(words[0], '--dry_run', *words[1:], code=2)

@@ -55,7 +55,12 @@ def parse():
     parser.add_argument('--size', type=int, default=25_000, metavar='N', help='images of each pool')
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--out', required=True, metavar='DIR')
-    return parser.parse_args()
+    args = parser.parse_args()
+    if gone := [folder for folder in (args.relevant, *args.others, args.characters) if folder and not Path(folder).is_dir()]:
+        raise UserError(f'{", ".join(gone)}: no such folder of images: correct --relevant, --others or --characters')
+    if args.size < 1 or not all(0 <= share <= 100 for share in args.shares):
+        raise UserError(f'--size {args.size} --shares {" ".join(map(str, args.shares))}: expected at least 1 image, and percent of 0 to 100')
+    return args
 
 
 def main():
