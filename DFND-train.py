@@ -23,7 +23,7 @@ from losses import kd_loss, log_adaptation_matrix, noisy_nll, robust_kd_losses
 from networks import count_parameters
 from own.estimate import estimated_accuracy, held_out
 from own.export import export, formats
-from own.student import make_student, run_name
+from own.student import check_last_batch, make_student, run_name
 from own.teacher import Wanted, load_teacher, own_info
 from rivals import pu
 from runs import Run, print_result
@@ -134,7 +134,7 @@ def settle_budget(args, s, available, worth=None):
     if args.num_select and available is not None and count > available:
         raise UserError(f'num_select={count}, but the pool holds {available} images: lower --num_select or add images')
     if not args.num_select and s.select not in (None, 'all', 'pu') and count > available // 2:
-        say(f'num_select: the recipe {s.recipe} takes {count}, the pool holds {available}: capped to half, {available // 2}')
+        say(f'num_select: the recipe {s.recipe} takes {count}, the pool holds {available}: capped to half, {max(1, available // 2)}')
         count = max(1, available // 2)
     batch_size = min(s.batch_size, count)
     per_epoch = -(-count // batch_size)
@@ -170,9 +170,8 @@ def transfer_from_wild(run, s, teacher, wild, pool, found):
 
 
 def train_epoch(epoch, run, s, teacher, transfer, learner):
-    """One pass over the transfer set, or what is left of it or of s.steps.
-
-    learner: the student, the adaptation matrix's theta (C, C - 1), and an optimiser for each."""
+    """One pass over the transfer set, or what is left of it or of s.steps. learner: the student, the adaptation matrix's theta (C, C - 1),
+    and an optimiser for each."""
     student, theta, optimizer, optimizer_theta = learner
     device, weights = teacher.device, transfer.class_weights
     student.train()
@@ -243,6 +242,7 @@ def main():
         s = settle_budget(args, s, pool and len(pool), worth)
         if found:
             found.check(s.num_select)
+    check_last_batch(student, s, teacher)
     method = 'pu-compression' if found else 'dfnd' if wild else 'kd'
     run = Run(s, run_name(s.dataset, f'{method}-{s.select}' if method == 'dfnd' else method, arch, width, s.seed), device,
               () if args.teacher_acc else ('teacher_acc',))

@@ -198,6 +198,8 @@ def own_order(root, part, info):
     """The class folders of a part of `folder` in the order of info's classes, which are the training's. Where a teacher knows numbers
     alone, the order is the folder's own."""
     classes = class_order(root, part)
+    if set(classes) == set(info.names):
+        return list(info.names)
     if ordered := in_order(classes, info.names):
         return ordered
     if info.names != tuple(map(str, range(info.classes))):

@@ -128,13 +128,13 @@ def load_network(path):
 
 def find_teacher(where, dataset):
     """The file of the teacher: `where` is the file itself, its run's folder, or an output folder with one finished teacher of `dataset`
-    (of any, where that is None). Raises UserError when there is none, or more than one."""
+    (of any, where that is None or 'none'). Raises UserError when there is none, or more than one."""
     where = Path(where)
     for path in (where, where / 'teacher.pt', where / 'student.pt'):
         if path.is_file():
             return path
     finished = [path for path in sorted(where.glob('*/teacher.pt')) if path.with_name('result.json').is_file()]
-    found = [path for path in finished if dataset in (None, load_network(path)[1]['dataset'])]
+    found = [path for path in finished if dataset in (None, 'none', load_network(path)[1]['dataset'])]
     if not found:
         if dataset in (None, 'none'):
             raise UserError(f'no finished teacher in {where}: name its file, its folder or its builder with --teacher')

@@ -117,9 +117,7 @@ class Run:
 
     def _started_again(self, config_file):
         """Whether torchrun started this process after it, or another one, ended early in this run: that goes on without --resume."""
-        if os.environ.get('TORCHELASTIC_RESTART_COUNT', '0') == '0':
-            return False
-        return read_json(config_file).get('torchrun') == torchrun()
+        return os.environ.get('TORCHELASTIC_RESTART_COUNT', '0') != '0' and read_json(config_file).get('torchrun') == torchrun()
 
     def _lock(self):
         """Holds the folder for as long as this process lives."""
@@ -147,7 +145,7 @@ class Run:
         """Begins, or goes on with, a training: `epochs`, `step_done` and `end_epoch` drive it from here. kind: 'teacher' or 'student', the
         name of the network's files. net: the network to keep; facts: see networks.save_network. state: what else `--resume` needs,
         modules, optimisers or tensors by name; all are restored in place. No random state is among them: every epoch draws its own from
-        the seed (`training.rng`), so the steps that are done of it say where it goes on."""
+        the seed (`training.rng`), and every step what a network draws, so the steps that are done say where it goes on."""
         self.kind, self.net, self.facts = kind, net, facts
         self.state = {'net': net, **state}
         self.top1 = self.best = self.lr = None
@@ -200,12 +198,14 @@ class Run:
     def epochs(self):
         """The numbers, from 1, of the epochs that are left, first the one that was stopped in its middle."""
         while self.epoch < self.settings.epochs:
+            training.seed_step(self.settings.seed, self.step, self.device)
             yield self.epoch + 1
 
     def step_done(self, count, weight, lr, **losses):
         """Counts a step, and saves or stops where that is due. See training.Means.add. lr: the learning rate of the step."""
         self.means.add(count, weight, **losses)
         self.step, self.done, self.lr = self.step + 1, self.done + 1, lr
+        training.seed_step(self.settings.seed, self.step, self.device)
         if self.done % training.CHECKED == 0:
             self._check()
         self._pause()

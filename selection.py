@@ -260,7 +260,7 @@ def score_and_select(folder, pool, teacher, rule, keys=None):
     else:
         noise, energy, labels = score(teacher, pool)
         if keys is None:
-            keys = np.concatenate([rule.keys(noise[span], energy[span], number) for number, span in enumerate(pool.spans())])
+            keys = np.concatenate([rule.keys(noise[span], energy[span], number) for number, span in zip(pool.numbers, pool.spans())])
         chosen = select(keys, labels, rule, teacher.classes)
         if distributed.rank() == 0:
             facts = {'pool': digest, 'sketch': sketch(pool, chosen)}

@@ -85,9 +85,7 @@ def pick_amp(amp, device, arch):
     """Resolves --amp: 'bf16' or 'off'. A LeNet on a CPU stays in float32: its layers are too small to gain (measured: 8 %)."""
     if amp != 'auto':
         return amp
-    if device.type == 'cpu' and arch.startswith('lenet'):
-        return 'off'
-    return 'bf16' if has_bf16(device) else 'off'
+    return 'bf16' if has_bf16(device) and not (device.type == 'cpu' and arch.startswith('lenet')) else 'off'
 
 
 def autocast(device, amp):
@@ -102,10 +100,8 @@ def to_device(net, device):
 
 
 def rng(seed, *purpose):
-    """A CPU generator that depends on the seed and the purpose alone, such as ('batches', epoch).
-
-    All randomness comes from here, so a resumed run, another device or another number of workers sees the same images.
-    """
+    """A CPU generator that depends on the seed and the purpose alone, such as ('batches', epoch). All randomness comes from here, so a
+    resumed run, another device or another number of workers sees the same images."""
     digest = hashlib.blake2b(repr((seed, *purpose)).encode(), digest_size=7).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, 'little'))
 
@@ -113,6 +109,12 @@ def rng(seed, *purpose):
 def seed_init(seed, *purpose):
     """Seeds torch's global generator, which the layers' initial weights are drawn from."""
     torch.manual_seed(rng(seed, 'init', *purpose).initial_seed())
+
+
+def seed_step(seed, step, device):
+    """Seeds what a network itself draws in a step, as dropout does, for each process its own."""
+    seed = rng(seed, 'step', step, distributed.rank()).initial_seed()
+    (torch.default_generator.manual_seed if device.type == 'cpu' else torch.manual_seed)(seed)  # that of every device takes 0.1 ms
 
 
 # ---------------------------------------------------------------- training
@@ -245,9 +247,8 @@ class Means:
     def read(self):
         """name -> mean over all processes, as floats."""
         state = self.state()
-        means = {name: value / self.count for name, value in state['sums'].items()}
         self.seconds = state['seconds']  # until it is first read
-        return means
+        return {name: value / self.count for name, value in state['sums'].items()}
 
 
 CHECKED = 50  # steps between two looks at whether the losses are finite
@@ -268,11 +269,9 @@ def check_finite(losses, parameters, where):
 
 @torch.no_grad()
 def evaluate(net, split, normalise, device, amp, batch_size=None):
-    """(mean cross entropy, top-1 in percent) of `net` on a labelled split, at any batch size the same; (None, None) without one.
-
-    split: has `images` (N, C, H, W) uint8 and `labels` (N,), or is None or False. normalise: uint8 batch -> float batch. batch_size: 500
-    for 32 x 32 unless given, and fewer larger ones.
-    """
+    """(mean cross entropy, top-1 in percent) of `net` on a labelled split, at any batch size the same; (None, None) without one. split: has
+    `images` (N, C, H, W) uint8 and `labels` (N,), or is None or False. normalise: uint8 batch -> float batch. batch_size: 500 for 32 x 32
+    unless given, and fewer larger ones."""
     if not split:
         return None, None
     batch_size = batch_size or max(16, 500 * 32**2 // split.images[:1][0, 0].numel())

@@ -36,6 +36,17 @@ def first_line(error):
     return f'{type(error).__name__}: {(str(error).strip() or "no message").splitlines()[0][:120]}'
 
 
+def read_lines(path):
+    """The lines of a text that a user wrote, in UTF-8, or in UTF-16 as Windows' shell writes it; stripped, without empty ones. Raises
+    UserError for another encoding."""
+    data = Path(path).read_bytes()
+    try:
+        text = data.decode('utf-16' if data[:2] in (b'\xff\xfe', b'\xfe\xff') else 'utf-8-sig')
+    except UnicodeDecodeError as e:
+        raise UserError(f'{path} is no text in UTF-8 ({first_line(e)}): save it as UTF-8') from None
+    return [line for line in map(str.strip, text.splitlines()) if line]
+
+
 def first_process():
     """Whether this is the only process, or the first of those that torchrun started."""
     return os.environ.get('WORLD_SIZE', '1') == '1' or os.environ.get('RANK', '0') == '0'

@@ -23,7 +23,7 @@ def held_out(selection, pool, wild, teacher, seed):
         rows = left[torch.randperm(len(left), generator=rng(seed, 'held out'))[:HELD].numpy()]
         images = pool.take(np.sort(rows)) if len(rows) else None
     else:
-        images = None if distributed.world() > 1 else unchosen_of_stream(selection, wild)
+        images = unchosen_of_stream(selection, wild)
     if images is None:
         say('no wild image is left to measure agreement on')
         return None
@@ -33,7 +33,7 @@ def held_out(selection, pool, wild, teacher, seed):
 
 def unchosen_of_stream(selection, wild):
     chosen = set(selection.pool.names())
-    for part in open_stream(wild):
+    for part in open_stream(wild, shared=False):
         rows = [row for row, name in enumerate(part.names) if name not in chosen][:HELD]
         if rows:
             return torch.from_numpy(part.images[rows].copy())
@@ -49,7 +49,7 @@ def estimated_accuracy(pool, wild, teacher):
         images = pool.take(np.linspace(0, len(pool) - 1, min(SAMPLE, len(pool))).round().astype(np.int64))
     else:
         parts, count = [], 0
-        for part in open_stream(wild):
+        for part in open_stream(wild, shared=False):
             parts.append(part.images)
             count += len(part.names)
             if count >= SAMPLE:

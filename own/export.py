@@ -73,7 +73,7 @@ def export(folder, student, teacher, images, settings):
         path = Path(folder) / f'student.{name}'
         try:
             with quiet(), written_aside(path, 'w+b') as file:
-                WRITE[name](whole, pixels[:2].clone(), file)  # a view would take all images into the file
+                WRITE[name](whole, pixels[[0, -1]], file)  # two, or torch.export takes the one for all there can be
         except FileError:
             raise
         except Exception as e:  # whatever a tracer raises for a network of others

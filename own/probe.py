@@ -8,7 +8,7 @@ from torch import nn
 from networks import wrong_values
 from own.weights import plain_line
 from training import rng
-from utils import UserError
+from utils import UserError, read_lines
 
 OUTPUTS = ('logits', 'probabilities', 'log_probabilities')
 SIZES = (32, 28, 64, 96, 128, 224, 299, 384)  # tried, where nobody says
@@ -122,7 +122,7 @@ def on_unit_scale(mean, std):
 def read_names(names, classes):
     """The names of the classes, of a flag's words or of a text file with one a line. Raises UserError for another count than `classes`."""
     if len(names) == 1 and Path(names[0]).is_file():
-        names = [line.strip() for line in Path(names[0]).read_text(encoding='utf-8').splitlines() if line.strip()]
+        names = read_lines(names[0])
     if len(names) != classes:
         raise UserError(f'--class_names has {len(names)} names, and the teacher has {classes} classes: give one for each, in the order of '
                         'its outputs')

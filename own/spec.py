@@ -49,7 +49,10 @@ def make(spec, weights=None, width=None, classes=None, channels=None):
         if weights:
             raise UserError(f'{spec} is a file with its own weights, so --teacher_weights {weights} means nothing there: leave it out, or '
                             'name a builder such as torchvision:resnet18')
-        return open_file(Path(spec))
+        made = open_file(Path(spec))
+        if width and made.facts.get('width') != width:
+            raise UserError(f'a width of {width}, but {spec} has {made.facts.get("width") or "its own"}: leave it out')
+        return made
     weights = read_weights(weights) if weights else None
     classes = weights.classes if weights else classes
     channels = weights.first[1] if weights and weights.first else channels
@@ -78,7 +81,8 @@ def make(spec, weights=None, width=None, classes=None, channels=None):
     if weights:
         undone = tuple(fit(net, weights))
         facts = {'accuracy': weights.accuracy}
-    return Made(net.eval(), 'builder', facts, digest_of_state(net), advice, undone)
+    with told(spec):  # a lazy module has no weights yet
+        return Made(net.eval(), 'builder', facts, digest_of_state(net), advice, undone)
 
 
 def digest_of(data):
@@ -86,7 +90,8 @@ def digest_of(data):
 
 
 def digest_of_state(net):
-    return digest_of(b''.join(tensor.detach().cpu().contiguous().numpy().tobytes() for tensor in net.state_dict().values()))
+    tensors = (tensor.detach().cpu().contiguous().flatten() for tensor in net.state_dict().values())
+    return digest_of(b''.join(tensor.view(torch.uint8).numpy().tobytes() for tensor in tensors))  # NumPy has no bfloat16
 
 
 # ---------------------------------------------------------------- builders
@@ -187,6 +192,8 @@ def from_function(file, name, classes, channels):
 
 def open_file(path):
     """The network in a file, whose kind is known by its content. Raises UserError where it holds none."""
+    if path.is_dir():  # of a run
+        path = next((file for name in ('student.pt', 'teacher.pt') if (file := path / name).is_file()), path)
     if not path.is_file():
         raise UserError(f'{path} is no file and no builder: give {FORMS}. {nearest(str(path), ARCHS)}'.strip())
     if path.suffix == '.onnx':
@@ -209,7 +216,8 @@ def open_file(path):
         net, facts = load_network(path)
         return Made(net, 'ours', facts, digest_of_state(net))
     if not spec.startswith(('torchvision:', 'timm:')):  # a file must not decide which code is run
-        raise UserError(f'{path} holds the weights of {spec}: give --teacher {spec} --teacher_weights {path}, if you trust that code')
+        raise UserError(f'{path} holds the weights of {spec}: give {spec} itself, if you trust that code, and the '
+                        'file as --teacher_weights or --student_weights')
     made = make(spec, None, None, content['facts']['classes'], content['facts']['channels'])
     with told(path):
         made.call.load_state_dict(state)

@@ -1,9 +1,15 @@
 """The student: of our networks, or from any builder, fresh or with weights to start from."""
 
+import copy
+
+import torch
+
+import distributed
 from networks import ARCHS, LENET_WIDTH, build, count_parameters, resolve_width
 from own.probe import output_kind, probe
 from own.spec import make
-from training import seed_init, to_device
+from own.weights import plain_line
+from training import rng, seed_init, to_device
 from utils import UserError
 
 WIDTHS = (64, 32, 16, 8)  # of a ResNet
@@ -29,11 +35,35 @@ def make_student(args, default, teacher, purpose):
                         'with as many (a function may have a parameter num_classes)')
     if output_kind(spec, y) == 'probabilities':
         raise UserError(f'--student {spec} ends with a softmax, and a student gives logits: leave its last layer out')
+    if reason := why_untrained(made.call, teacher, 2):
+        raise UserError(f'--student {spec} can not be trained ({reason}): give a network that has parameters, and in training gives one '
+                        'number a class, as in use')
     arch = made.facts.get('arch', spec)
     if made.kind == 'ours':
         return to_device(made.call, teacher.device), arch, made.facts['width']
     made.call.register_forward_pre_hook(contiguous)
     return made.call.to(teacher.device), arch, None
+
+
+def why_untrained(net, teacher, batch):
+    """What goes wrong in a step of a network on so many images, in words; None where nothing does. In training a network may do what it
+    does not do in use: ask for two images, or give further outputs."""
+    net = copy.deepcopy(net).cpu().train()
+    x = torch.randn(batch, teacher.channels, teacher.size, teacher.size, generator=rng(0, 'probe'))
+    try:
+        with torch.random.fork_rng(devices=[]):
+            net(x).float().sum().backward()
+    except Exception as e:  # whatever the network of a stranger raises
+        return plain_line(e)
+
+
+def check_last_batch(net, s, teacher):
+    """Raises UserError where a process's share of the last batch is one image, of which the network can't learn: a batch norm asks for two
+    numbers a channel. s: the settings."""
+    last = s.num_select % s.batch_size or s.batch_size
+    if last < 2 * distributed.world() and (reason := why_untrained(net, teacher, 1)):
+        raise UserError(f'the last batch of {s.num_select} images, {s.batch_size} a batch, leaves a process one image, and the student can '
+                        f'not learn from one ({reason}): change --num_select or --batch_size')
 
 
 def contiguous(_, inputs):
@@ -43,7 +73,10 @@ def contiguous(_, inputs):
 
 def smaller_width(arch, teacher):
     """The greatest width at which our ResNet has at most half of the parameters of another's teacher, which, where nobody knows them, are
-    taken to be a number of four bytes each in its file."""
+    taken to be a number of four bytes each in its file. Raises UserError for a function, which has neither."""
+    if not teacher.parameters and not teacher.file.is_file():
+        raise UserError(f'how large {teacher.arch} is, nobody knows, so the student has no width yet: give --width, such as 16 (the '
+                        "paper's is 64), or another --student")
     half = (teacher.parameters or teacher.file.stat().st_size / 4) / 2
     return next((w for w in WIDTHS if count_parameters(build(arch, w, teacher.classes, teacher.channels)) <= half), WIDTHS[-1])
 

@@ -237,6 +237,8 @@ def load_teacher(wanted, dataset, info, device, amp, fold=True):
     if isinstance(net, nn.Module):
         net = net.to(device)
     plain = Outputs(net, bgr=bgr, batch=facts.get('batch')).eval()
+    if counts not in (None, 1, 3):
+        raise UserError(f'{spec} takes images of {counts} channels, and images have 1 or 3: give a network of these')
     counts, size, y = probe(spec, plain, [counts] if counts else [3, 1], [size] if size else SIZES, device)
     for key, own in (('channels', counts), ('classes', y.shape[1])):
         if info and getattr(info, key) not in (None, own):

@@ -14,6 +14,7 @@ from utils import UserError, checked, first_line
 
 HOLDERS = ('state_dict', 'model', 'net', 'model_state_dict', 'ema')  # what a checkpoint may keep its weights under, the first one wins
 PREFIXES = ('module.', '_orig_mod.', 'model.')  # DataParallel's and averaged models', torch.compile's, Lightning's
+AUXILIARY = ('aux1.', 'aux2.', 'AuxLogits.')  # further heads, torchvision's GoogLeNet's and Inception's
 ACCURACIES = ('best_prec1', 'best_acc1', 'best_acc', 'best_top1', 'accuracy', 'acc', 'top1', 'prec1')
 SHOWN = 3  # names and shapes of each kind in an error
 # what checkpoints hold beside tensors, and what only stores values when it is unpickled: NumPy's numbers, argparse's settings, paths
@@ -131,6 +132,11 @@ def fit(net, weights):
         state = {k.removeprefix(prefix): v for k, v in state.items()}
         undone.append(f"'{prefix}' taken off every name")
         prefix = next((p for p in PREFIXES if all(k.startswith(p) for k in state) and not all(k.startswith(p) for k in own)), None)
+    if heads := sorted({k.split('.')[0] for k in state.keys() - own.keys() if k.startswith(AUXILIARY)}):
+        state = {k: v for k, v in state.items() if k.split('.')[0] not in heads}
+        undone.append(f'{", ".join(heads)} left out, which are for training alone')
+    if getattr(net, 'transform_input', None) is False:
+        undone.append("transform_input is off; for torchvision's own weights, which want it, give --mean 0.5 --std 0.5")
     counters = {k for k in own.keys() - state.keys() if k.endswith('num_batches_tracked')}  # files before 2018 have none
     missing, unknown = [k for k in own if k not in state and k not in counters], [k for k in state if k not in own]
     wrong = [k for k in own if k in state and own[k].shape != state[k].shape]

@@ -303,6 +303,13 @@ def test_class_folders_are_read_as_imagefolder_reads_them_or_in_the_order_of_cla
     assert {*info.facts('folder', 'resnet18', 16), 'accuracy'} == set(FACTS)
 
 
+@pytest.mark.parametrize('names', [('b', 'a', 'A'), ('-', '+')])
+def test_the_trainings_order_holds_for_names_that_spelling_does_not_tell_apart(names, tmp_path):
+    write_classes(tmp_path / 'test', dict.fromkeys(names, 1))
+    info = DATASETS['folder']._replace(classes=len(names), names=names, channels=3)
+    assert data.own_order(tmp_path, tmp_path / 'test', info) == list(names)
+
+
 @pytest.mark.parametrize('size', [32, 64, 96])
 def test_mean_and_std_are_those_of_the_training_images_and_kept(size, tmp_path, monkeypatch):
     write_classes(tmp_path / 'train', {'a': 3, 'b': 2})

@@ -68,6 +68,13 @@ def test_two_processes_stream_the_selection_of_one_that_keeps_the_pool(folder, t
     assert len(images[0]) == 100 and np.array_equal(*images)
 
 
+def test_two_processes_measure_without_labels_what_one_does(folder, teacher):
+    args = [ROOT / 'DFND-train.py', '--teacher', Path('one', teacher['run'], 'teacher.pt'), '--dataset', 'none', '--wild', 'wild',
+            '--stream', '--num_select', 100, '--steps', 2, '--loss', 'kd+nll', '--workers', 0, '--run']
+    one, two = (run(*args, f'unlabelled-{n}', cwd=folder, processes=n) for n in (1, 2))
+    assert one['teacher_acc'] == two['teacher_acc'] and two['agreement'] == pytest.approx(one['agreement'], abs=1)
+
+
 @pytest.mark.parametrize('batch', [9, 2])  # of two images, one of the three processes has none of its own
 def test_weighted_means_of_shares_average_to_the_whole_batchs(batch, monkeypatch):
     values, w = torch.rand(2, 9)

@@ -9,6 +9,7 @@ from collections import OrderedDict
 import numpy as np
 import pytest
 import torch
+import torchvision
 from images import error_of
 from PIL import Image
 from scripts import error, result, run
@@ -18,7 +19,7 @@ from arguments import Parser, add_student_arguments
 from data import CIFAR, Split
 from networks import build, load_network, save_network
 from own import export, probe, spec, weights
-from own.student import make_student, run_name
+from own.student import check_last_batch, make_student, run_name
 from own.teacher import Teacher, Wanted, load_teacher
 from utils import UserError
 
@@ -27,6 +28,7 @@ NORM = dict(mean=[0.5], std=[0.25])
 # a repository of its own, with names that ours have too
 CODE = '''
 import torch
+import torchvision
 from torch import nn
 
 import resnet
@@ -43,6 +45,39 @@ def ready():
 
 def softmax(images):
     return ready()(images).softmax(1).detach().numpy()
+
+
+def dropped():
+    return nn.Sequential(small(), nn.Dropout(0.5))
+
+
+class Aux(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = small()
+
+    def forward(self, x):
+        return (self.net(x), self.net(x)) if self.training else self.net(x)
+
+
+def fixed():
+    return small().requires_grad_(False)
+
+
+def one_by_one():
+    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(3, 4))
+
+
+def four():
+    return small(in_chans=4)
+
+
+def lazy():
+    return nn.Sequential(nn.Flatten(), nn.LazyLinear(4))
+
+
+def in_bfloat16():
+    return ready().bfloat16()
 
 
 def softened():
@@ -97,6 +132,8 @@ def repo(tmp_path_factory):
     export.write_pt2(net, x, folder / 'net.pt2')
     torch.export.save(torch.export.export(net, (x[:1],)), folder / 'one.pt2')
     random = np.random.default_rng(0)
+    (folder / 'run').mkdir()
+    save_network(folder / 'run' / 'student.pt', build('resnet18', 8, 10, 3), CIFAR.facts('none', 'resnet18', 8) | {'accuracy': None})
     (folder / 'wild').mkdir()
     for i in range(60):
         Image.fromarray(random.integers(0, 256, (20, 20, 3), dtype=np.uint8)).save(folder / 'wild' / f'{i}.png')
@@ -254,7 +291,9 @@ def test_our_resnets_take_width_and_classes_from_their_weights(tmp_path):
     ('mine.py:ready', dict(size=20), ['3 x 20 x 20', '--size']), ('mine.py:ready', dict(size=16, mean=None), ['--mean', '0.485']),
     ('mine.py:ready', dict(size=16, mean=[0.1, 0.2]), ['--mean has 2 numbers', '3 channels']),
     ('mine.py:ready', dict(size=16, output='probabilities'), ['--teacher_output probabilities', 'logits']),
-    ('mine.py:ready', dict(size=16, class_names=['a', 'b']), ['2 names', '4 classes'])])
+    ('mine.py:ready', dict(size=16, class_names=['a', 'b']), ['2 names', '4 classes']),
+    ('mine.py:four', dict(size=16), ['4 channels', '1 or 3']), ('mine.py:lazy', dict(size=16), ['lazy', 'could not be built']),
+    ('mine.py:in_bfloat16', dict(size=16), ['can not take images', 'type']), ('run', dict(width=64), ['width of 64', 'has 8'])])
 def test_a_wrong_spec_is_one_line(repo, name, how, parts, monkeypatch):
     if name == 'resnet19':
         text = error_of(load_teacher, Wanted(name, **NORM), None, None, CPU, 'off')
@@ -375,7 +414,10 @@ def flags(*words):
 
 @pytest.mark.parametrize('words, parts', [
     (['--student', 'NETnet.pt2'], ['outputs alone']), (['--student', 'NETmine.py:ready', '--student_weights', 'NETboth.pth'], None),
-    (['--student', 'torchvision:resnet18', '--width', '8'], ['width of 8']), (['--student', 'NETmine.py:softened'], ['softmax'])])
+    (['--student', 'torchvision:resnet18', '--width', '8'], ['width of 8']), (['--student', 'NETmine.py:softened'], ['softmax']),
+    (['--student', 'NETmine.py:Aux'], ["can not be trained (AttributeError: 'tuple'"]), (['--student', 'NETmine.py:lazy'], ['lazy']),
+    (['--student', 'NETmine.py:fixed'], ['can not be trained (RuntimeError']),
+    (['--student', 'NETrun', '--width', '77'], ['width of 77', 'has 8'])])
 def test_a_student_is_built_for_the_teacher_or_refused(repo, words, parts):
     teacher = teacher_of(repo, 'net.pt2')
     args = flags(*(word.replace('NET', f'{repo.folder}/') for word in words))
@@ -388,19 +430,50 @@ def test_a_student_is_built_for_the_teacher_or_refused(repo, words, parts):
         assert all(part in text for part in parts), text
 
 
+def test_a_last_batch_of_one_image_is_refused_where_the_student_can_not_learn_from_it(repo):
+    teacher = teacher_of(repo, 'net.pt2')
+    net = make_student(flags('--student', repo.at('mine.py:one_by_one')), 'resnet18', teacher, 'student')[0]
+    check_last_batch(net, types.SimpleNamespace(num_select=18, batch_size=16), teacher)
+    text = error_of(check_last_batch, net, types.SimpleNamespace(num_select=17, batch_size=16), teacher)
+    assert '17 images, 16 a batch' in text and '--batch_size' in text
+    check_last_batch(repo.net, types.SimpleNamespace(num_select=17, batch_size=16), teacher)
+
+
+def test_of_a_function_the_students_width_is_asked_for(repo):
+    teacher = teacher_of(repo, 'mine.py:softmax', size=16, channels='3')
+    assert '--width' in error_of(make_student, flags(), 'resnet18', teacher, 'student')
+    assert make_student(flags('--width', '8'), 'resnet18', teacher, 'student')[1:] == ('resnet18', 8)
+
+
+def test_torchvisions_heads_of_training_are_left_out():
+    net = torchvision.models.googlenet(num_classes=5, aux_logits=True, init_weights=False)
+    own = spec.make('torchvision:googlenet', classes=5).call
+    undone = weights.fit(own, weights.Weights(net.state_dict(), 'file', None, []))
+    assert 'aux1, aux2 left out' in undone[0] and '--mean 0.5 --std 0.5' in undone[1]
+    assert torch.equal(own.fc.weight, net.fc.weight)
+
+
+def test_names_of_classes_in_any_encoding(tmp_path):
+    for name, encoding in (('a', 'utf-8'), ('b', 'utf-8-sig'), ('c', 'utf-16')):
+        (tmp_path / name).write_text('café\n\n b \n', encoding=encoding)
+        assert probe.read_names([str(tmp_path / name)], 2) == ('café', 'b')
+    (tmp_path / 'd').write_text('café\nb', encoding='latin-1')
+    assert 'UTF-8' in error_of(probe.read_names, [str(tmp_path / 'd')], 2)
+
+
 def test_the_default_student_is_smaller_than_a_teacher_of_others(repo):
     teacher = teacher_of(repo, 'mine.py:ready', size=16)
     assert make_student(flags(), 'resnet18', teacher, 'student')[1:] == ('resnet18', 8)
     assert run_name('none', 'dfnd', './a/b.py:net', None, 3) == 'none-dfnd-a-b.py-net-s3'
 
 
-@pytest.mark.parametrize('normalise', [True, False])
-def test_an_export_is_the_student_behind_its_normalisation(repo, tmp_path, normalise):
+@pytest.mark.parametrize('normalise, count', [(True, 70), (False, 70), (True, 1)])
+def test_an_export_is_the_student_behind_its_normalisation(repo, tmp_path, normalise, count):
     names = ['pt2']
     with contextlib.suppress(UserError):
         names = export.formats('onnx,pt2')
     teacher, student = teacher_of(repo, 'mine.py:ready', size=16), spec.make(repo.at('mine.py:ready')).call
-    images = torch.randint(256, (70, 3, 16, 16), dtype=torch.uint8)
+    images = torch.randint(256, (count, 3, 16, 16), dtype=torch.uint8)
     settings = types.SimpleNamespace(export=names, export_normalise=normalise)
     kept = export.export(tmp_path, student, teacher, images, settings)['export']
     x = images / 255 if normalise else teacher.normalise(images).contiguous()

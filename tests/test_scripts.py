@@ -314,15 +314,25 @@ def test_a_recipes_constants_are_kept_and_printed(photos, flags, capped, setting
 
 # ---------------------------------------------------------------- resume
 
+DROPOUT = '''
+from torch import nn
+
+
+def net(num_classes):
+    return nn.Sequential(nn.Flatten(), nn.Dropout(), nn.Linear(32 * 32, num_classes))
+'''
+
 
 @pytest.mark.parametrize('script, args', [
     ('teacher-train.py', ['--epochs', 6]),
     ('DFND-train.py', ['--teacher_dir', 'runs', '--wild', 'wild', '--num_select', 300, '--batch_size', 16, '--epochs', 8, '--augment']),
     ('DAFL-train.py', ['--teacher_dir', 'runs', '--epochs', 4, '--epoch_steps', 30, '--batch_size', 2]),
     ('DAFL-train.py', ['--teacher_dir', 'runs', '--epochs', 4, '--epoch_steps', 10, '--batch_size', 2, '--method', 'dfad']),
+    ('DFND-train.py', ['--teacher_dir', 'runs', '--wild', 'wild', '--num_select', 300, '--epochs', 8, '--student', 'dropout.py:net']),
 ])
 def test_a_killed_run_resumes_to_the_same_result(digits, script, args):
-    name = f'{script}-dfad' if 'dfad' in args else script
+    (digits / 'dropout.py').write_text(DROPOUT)
+    name = f'{script}-{args[-1].split(".")[0]}' if args[-1] in ('dfad', 'dropout.py:net') else script
     args = ['--dataset', 'mnist5k', '--output_dir', 'resumed', *args]
     folder = digits / 'resumed' / f'cut-{name}'
     process = start(ROOT / script, *args, '--run', folder.name, cwd=digits)

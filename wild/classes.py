@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from utils import Damaged, UserError, read_json, say, write_json
+from utils import Damaged, UserError, read_json, read_lines, say, write_json
 from wild.decode import decode_files
 from wild.sources import described, images_below
 
@@ -31,7 +31,7 @@ def class_order(root, part):
         raise UserError(f'{part} holds no class folder: the layout is {part}/<class>/*')
     if not file.is_file():
         return names
-    listed = [line.strip() for line in file.read_text(encoding='utf-8-sig').splitlines() if line.strip()]
+    listed = read_lines(file)
     check_same(listed, names, file, part)
     if len(listed) > len(names):
         raise UserError(f'{file} names a class twice: write each once, a line each')
@@ -72,6 +72,7 @@ def read_classes(part, names, info, cache_dir, decoder):
     if left_out:
         say(f'{part}: what is no image by its content is left out{described(part, left_out)}')
     parts = decode_files(paths, (info.size, info.channels), cache_dir, f'{part.parent.name}-{part.name}', decoder)
+    parts = [some for some in parts if some.count]
     label_of, start = {name: label for label, name in enumerate(names)}, len(os.path.join(part, ''))
     labels = np.array([label_of[name[start:].split(os.sep)[0]] for p in parts for name in p.names()])
     counts = np.bincount(labels, minlength=len(names))

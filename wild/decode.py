@@ -256,7 +256,7 @@ def cache_folder(cache_dir, name, key):
 
 
 def cached(folder, write):
-    """The Parts of a folder of the cache that hold an image, built by `write(folder)` where it is missing: under another name, part by
+    """All Parts of a folder of the cache, which `write(folder)` builds where it is missing: under another name, part by
     part, until it is whole. So a build that was stopped goes on where it was; of two runs that want the same, the second waits."""
     if not folder.is_dir():
         partial = folder.with_name(folder.name + '.partial')
@@ -290,7 +290,7 @@ def cached(folder, write):
     except Damaged:
         warn(f'{folder}/parts.json is damaged or gone: the parts are counted again')
         counts = count_parts(folder)
-    return [Part(folder / file, count, rebuild) for file, count in counts.items() if count]
+    return [Part(folder / file, count, rebuild) for file, count in counts.items()]
 
 
 def count_parts(folder):

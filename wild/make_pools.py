@@ -59,7 +59,7 @@ def parse():
     if gone := [folder for folder in (args.relevant, *args.others, args.characters) if folder and not Path(folder).is_dir()]:
         raise UserError(f'{", ".join(gone)}: no such folder of images: correct --relevant, --others or --characters')
     if args.size < 1 or not all(0 <= share <= 100 for share in args.shares):
-        raise UserError(f'--size {args.size} --shares {" ".join(map(str, args.shares))}: expected at least 1 image, and percent of 0 to 100')
+        raise UserError(f'--size {args.size} --shares {" ".join(map(str, args.shares))}: expected an image or more, and percent')
     return args
 
 

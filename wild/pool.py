@@ -41,11 +41,12 @@ SETS = {
 
 
 class Pool:
-    """The images of one or more sources, one after another, in the parts that they were decoded to (see decode.Part)."""
+    """The images of one or more sources, one after another, in the parts that they were decoded to (see decode.Part). numbers: of those
+    parts that hold an image, among all; a stream counts them so, too."""
 
     def __init__(self, parts, name):
-        self.parts, self.name = parts, name
-        self.starts = np.cumsum([0] + [part.count for part in parts])
+        self.numbers, self.parts, self.name = *zip(*((i, part) for i, part in enumerate(parts) if part.count)), name
+        self.starts = np.cumsum([0] + [part.count for part in self.parts])
 
     def __len__(self):
         return int(self.starts[-1])
@@ -134,9 +135,9 @@ class Passing(NamedTuple):
     source: str  # changes with the part's files, and not with where they are
 
 
-def open_stream(wild, seen=None):
-    """Yields the same images in the same order without keeping them: a Passing a part, of several processes each its own parts. seen:
-    {number: source} of parts that are left out. Raises UserError where they are others now."""
+def open_stream(wild, seen=None, shared=True):
+    """Yields the same images in the same order without keeping them: a Passing a part, of several processes each its own parts, or, not
+    `shared`, each all of them. seen: {number: source} of parts that are left out. Raises UserError where they are others now."""
     for source in wild.sources:  # a mistake in the last one must not come to light after days
         if not is_set(source):
             next(iter(find_files(source, wild.decoder)))
@@ -144,12 +145,20 @@ def open_stream(wild, seen=None):
     def jobs():
         every = itertools.chain.from_iterable(open_set(s, wild) if is_set(s) else jobs_of(find_files(s, wild.decoder), wild.size)
                                               for s in wild.sources)
-        for number, job in itertools.islice(enumerate(every), distributed.rank(), None, distributed.world()):
-            if not seen or number not in seen:
+        gone = set(seen or ())
+        for number, job in enumerate(every):
+            known, own = number in gone, not shared or number % distributed.world() == distributed.rank()
+            gone.discard(number)
+            if own and known and seen[number] != source_of(job):
+                raise changed(number)
+            if own and not known:
                 yield number, job
-            elif seen[number] != source_of(job):
-                raise UserError(f'{wild.name} has changed since the stream was stopped, in part {number}: put its images back, or select '
-                                'again with --run NAME')
+        if gone:
+            raise changed(min(gone))
+
+    def changed(number):
+        return UserError(f'{wild.name} has changed since the stream was stopped, in part {number}: put its images back, or select again '
+                         'with --run NAME')
 
     yield from run_jobs(functools.partial(stream_part, wild), jobs(), wild.decoder.workers, ahead=0)
 
