@@ -60,8 +60,8 @@ def why_untrained(net, teacher, batch):
 def check_last_batch(net, s, teacher):
     """Raises UserError where a process's share of the last batch is one image, of which the network can't learn: a batch norm asks for two
     numbers a channel. s: the settings."""
-    last = s.num_select % s.batch_size or s.batch_size
-    if last < 2 * distributed.world() and (reason := why_untrained(net, teacher, 1)):
+    last, reached = s.num_select % s.batch_size or s.batch_size, s.steps >= s.num_select / s.batch_size
+    if reached and last < 2 * distributed.world() and (reason := why_untrained(net, teacher, 1)):
         raise UserError(f'the last batch of {s.num_select} images, {s.batch_size} a batch, leaves a process one image, and the student can '
                         f'not learn from one ({reason}): change --num_select or --batch_size')
 

@@ -45,7 +45,8 @@ class Pool:
     parts that hold an image, among all; a stream counts them so, too."""
 
     def __init__(self, parts, name):
-        self.numbers, self.parts, self.name = *zip(*((i, part) for i, part in enumerate(parts) if part.count)), name
+        self.numbers = tuple(i for i, part in enumerate(parts) if part.count)
+        self.parts, self.name = [parts[i] for i in self.numbers], name
         self.starts = np.cumsum([0] + [part.count for part in self.parts])
 
     def __len__(self):
