@@ -123,7 +123,7 @@ BUDGETS = {
     ('cifar', 'full'): {'seen-half': '--steps 40000', 'seen-double': '--steps 160000'},
     ('cifar', 'cpu'): {  # every student sees 150,000 images: the recipe's number
         'teacher': '--width 16', 'student': '--width 16 --epochs 3', 'kd': '', 'wild': '--num_select 10000', 'large-pool': '',
-        'dafl': '--epochs 24 --batch_size 256', 'dfad': '--epochs 20 --schedule linear',  # less than two hours of a core each
+        'dafl': '--epochs 24 --batch_size 256', 'dfad': '--epochs 20 --schedule constant',  # less than two hours of a core each
         'inverted': '--iterations 200', 'deepinversion': ''},  # 5,120 images in less than an hour and a half of a core
     ('cifar', 'study'): {  # the same, those of the generators excepted, by the published schedules in small
         'teacher': '--width 16 --epochs 15 --schedule onecycle', 'student': '--width 16 --epochs 3',
@@ -137,7 +137,7 @@ BUDGETS = {
     ('MNIST', 'pools'): {'wild': '--num_select 2000 --steps 400 --test_every 100'},
     ('MNIST', 'full'): MNIST,
     ('MNIST', 'study'): MNIST | {'dafl': '--epochs 20'},
-    ('MNIST', 'cpu'): {'dafl': '--epochs 20', 'dfad': '--schedule linear'},
+    ('MNIST', 'cpu'): {'dafl': '--epochs 20'},
     ('mnist5k', 'demo'): {'wild': '--num_select 2000 --epochs 95'},
 }
 SEEDS = {  # (kind, scale) or kind: how many, 0 first; 'other': of every row without a number of its own here

@@ -60,7 +60,7 @@ def plan(reproduce):
     ('table1', 'MNIST', 'study', 'noise-s3', 'DFND-train.py --recipe lenet-onecycle --wild noise --select all'),
     ('table1', 'MNIST', 'cpu', 'dfnd-s3', 'DFND-train.py'),
     ('table1', 'MNIST', 'cpu', 'dafl-s0', 'DAFL-train.py --epochs 20'),
-    ('table1', 'MNIST', 'cpu', 'dfad-s1', 'DAFL-train.py --method dfad --schedule linear'),
+    ('table1', 'MNIST', 'cpu', 'dfad-s1', 'DAFL-train.py --method dfad'),
     ('study', 'cifar100', 'full', 'acc-published-s2', 'DFND-train.py --recipe corrected --teacher_acc 0.7774'),
     ('study', 'cifar10', 'study', 'n2500-s0', 'DFND-train.py --recipe corrected --num_select 2500 --epochs 60 --batch_size 128'),
     ('study', 'MNIST', 'study', 'loss-kd+ce-s4', 'DFND-train.py --recipe lenet-onecycle --loss kd+ce --num_select 10000'),
