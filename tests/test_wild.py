@@ -147,7 +147,7 @@ def test_a_damaged_shard_keeps_what_comes_before_the_damage(damage, shards, pool
 
 
 def test_a_part_without_an_image_is_counted_as_a_stream_counts_it(shards, tmp_path, pool_of, wild_of):
-    pattern, names, paths = shards
+    pattern, names, _ = shards
     Path(names[3].split('#')[0]).write_bytes(b'no tar' * 500)
     for sources, numbers in (([pattern], (0, 2)), ([pattern, str(tmp_path / 'photos')], (0, 2, 3))):
         pool = pool_of(*sources)
@@ -161,7 +161,7 @@ def test_a_stream_whose_parts_are_gone_or_others_is_told(shards, wild_of):
     seen = {part.number: part.source for part in open_stream(wild)}
     assert [part.number for part in open_stream(wild, {0: seen[0], 2: seen[2]})] == [1]
     for other, known, number in ((wild_of(names[0].split('#')[0]), seen, 1), (wild, {0: seen[1]}, 0)):
-        assert f'in part {number}' in error_of(lambda: list(open_stream(other, known)))
+        assert f'in part {number}' in error_of(list, open_stream(other, known))
 
 
 def test_a_shard_that_cannot_be_opened_now_is_not_given_up_and_a_changed_one_decoded_anew(shards, pool_of, tmp_path, monkeypatch):
