@@ -36,12 +36,16 @@ def first_line(error):
     return f'{type(error).__name__}: {(str(error).strip() or "no message").splitlines()[0][:120]}'
 
 
+def encoding_of(path):
+    """Of a text that a user wrote: UTF-16 by its first bytes, as Windows' shell writes it, else UTF-8."""
+    with open(path, 'rb') as file:
+        return 'utf-16' if file.read(2) in (b'\xff\xfe', b'\xfe\xff') else 'utf-8-sig'
+
+
 def read_lines(path):
-    """The lines of a text that a user wrote, in UTF-8, or in UTF-16 as Windows' shell writes it; stripped, without empty ones. Raises
-    UserError for another encoding."""
-    data = Path(path).read_bytes()
+    """The lines of such a text, stripped, without empty ones. Raises UserError for another encoding."""
     try:
-        text = data.decode('utf-16' if data[:2] in (b'\xff\xfe', b'\xfe\xff') else 'utf-8-sig')
+        text = Path(path).read_text(encoding=encoding_of(path))
     except UnicodeDecodeError as e:
         raise UserError(f'{path} is no text in UTF-8 ({first_line(e)}): save it as UTF-8') from None
     return [line for line in map(str.strip, text.splitlines()) if line]

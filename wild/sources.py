@@ -4,7 +4,7 @@ import collections
 import os
 import re
 
-from utils import UserError, first_line, say, warn
+from utils import UserError, encoding_of, first_line, say, warn
 
 # what is needed to read some of the kinds of files that PIL leaves
 READERS = {'.heic': 'pip install pillow-heif', '.heif': 'pip install pillow-heif', '.zip': 'unpack it', '.gz': 'unpack it',
@@ -90,12 +90,11 @@ def find_shards(pattern):
 def read_list(file):
     """Yields the paths of a text file, a line each; relative ones are relative to the file's folder. Raises UserError for one that holds
     URLs or nothing, and at the end for one none of whose paths exists."""
-    with open(file, 'rb') as f:
-        wide = f.read(2) in (b'\xff\xfe', b'\xfe\xff')
-    if wide:  # as Windows' shell writes it
+    encoding = encoding_of(file)
+    if wide := encoding == 'utf-16':
         say(f'{file} is UTF-16, and is read so')
     found, first = 0, None
-    with open(file, encoding='utf-16' if wide else 'utf-8-sig', errors='replace' if wide else 'surrogateescape') as f:
+    with open(file, encoding=encoding, errors='replace' if wide else 'surrogateescape') as f:
         for line in filter(str.strip, f):
             path = os.path.join(os.path.dirname(file), line.rstrip('\r\n'))
             if first is None and re.match(r'\w+://', line.strip()):
