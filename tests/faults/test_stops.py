@@ -54,20 +54,23 @@ class Forked:
     def __init__(self, script, *args, cwd):
         self.memory = mmap.mmap(-1, 24)
         self.log = cwd / 'log'
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # one that comes before the child has left our handlers waits
         self.pid = os.fork()
         if not self.pid:
             os._exit(self._child(script, args, cwd))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
     def _child(self, script, args, cwd):
         try:
+            for number in SIGNALS:
+                signal.signal(number, signal.SIG_DFL)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
             os.setsid()
             tqdm.set_lock(threading.RLock())  # tqdm's own is shared by all forks, and a kill may leave it held
             end_with_parent()
             os.chdir(cwd)
             out = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             sys.stdout, sys.stderr = (os.fdopen(os.dup(out), 'w', buffering=1) for _ in range(2))
-            for number in SIGNALS:
-                signal.signal(number, signal.SIG_DFL)
             step_done = runs.Run.step_done
 
             decode_job = pool.decode_job
