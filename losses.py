@@ -78,7 +78,7 @@ def classes_drawn(loss_ie):
 
 
 def fewest_classes(C, batch_size):
-    """What `classes_drawn` has at least in a sound training: eight tenths of the C classes (9.2 to 9.9 of ten were seen on MNIST), less
+    """What `classes_drawn` has at least in a sound training: eight tenths of the C classes (9.2 to 9.8 of ten were seen on MNIST), less
     what a small batch takes, since the entropy of B images of C classes is by (C - 1) / 2B nats too low (Miller and Madow, 1955)."""
     return 0.8 * C * math.exp(-(C - 1) / (2 * batch_size))
 

@@ -1,4 +1,4 @@
-"""What every fault's test needs. In `make test` each kind has a few tries; `make faults` sets FAULTS, the file that the counts go to, and
+"""What every fault's test needs. In `make test` most kinds have a few tries; `make faults` sets FAULTS, the file that the counts go to, and
 runs all. A test counts its tries with `tally`, and the table in docs/reliability.md is drawn from the file."""
 import contextlib
 import json
