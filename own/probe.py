@@ -31,6 +31,7 @@ class Outputs(nn.Module):
             y = torch.cat([scores(self.call(part)) for part in parts])[: len(x)]
         else:
             y = scores(self.call(x))
+        y = y.to(x.device)  # of what runs on the CPU alone
         return y.float().clamp_min(torch.finfo(torch.float32).tiny).log() if self.output == 'probabilities' else y
 
 
@@ -140,8 +141,8 @@ def check_facts(spec, facts, dataset, info):
 
 
 def normalisation(wanted, made, info, channels, bgr):
-    """(mean, std, a list of notes): the flags', else the file's, else the builder's, else the data set's. Raises UserError where nobody
-    knows them, or flags and file differ."""
+    """(mean, std, a list of notes), red first: the flags', else the file's, else the builder's, else the data set's. Of a bgr network the
+    flags' are blue first. Raises UserError where nobody knows them, or flags and file differ."""
     values, notes = {}, []
     for key in ('mean', 'std'):
         given, stated = getattr(wanted, key), made.facts.get(key)
@@ -152,11 +153,11 @@ def normalisation(wanted, made, info, channels, bgr):
             raise UserError(f"nobody says what mean and std {wanted.spec}'s input is normalised with: give --mean and --std, of pixels in "
                             "0..1, one number a channel; ImageNet's are --mean 0.485 0.456 0.406 --std 0.229 0.224 0.225, and an input of "
                             '0..1 as it is has --mean 0 --std 1')
-        values[key] = as_tuple(f'--{key}', value, channels)
+        values[key] = as_tuple(f'--{key}', value, channels)[:: -1 if bgr and given is not None else 1]
         notes = [f'mean and std {source}'] if source else notes
     mean, std, undone = on_unit_scale(values['mean'], values['std'])
     notes += [undone] if undone else []
     stated = [made.facts.get(key) for key in ('mean', 'std')]
     if all(stated) and any(abs(a - b) > 1e-3 for a, b in zip(mean + std, sum(map(tuple, on_unit_scale(*map(tuple, stated))[:2]), ()))):
         raise UserError(f'--mean or --std differ from those in {wanted.spec}, {stated[0]} and {stated[1]}: leave them out')
-    return (mean[::-1], std[::-1], [*notes, 'BGR: mean and std are taken in its order']) if bgr else (mean, std, notes)
+    return mean, std, notes + ['BGR; --mean and --std are taken in that order'] * bgr

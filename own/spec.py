@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import importlib.util
 import inspect
+import re
 import sys
 import warnings
 import zipfile
@@ -16,7 +17,7 @@ from torch import nn
 
 from arguments import nearest
 from networks import ARCHS, LENET_WIDTH, RESNET_WIDTH, build, load_network, resolve_width
-from own.weights import fit, is_torchscript, plain_line, read_content, read_weights
+from own.weights import fit, in_order_of, is_torchscript, plain_line, read_content, read_weights
 from utils import UserError
 
 ROOT = Path(__file__).resolve().parent.parent  # of our own code
@@ -43,7 +44,7 @@ def make(spec, weights=None, width=None, classes=None, channels=None):
     """The network of a SPEC, on the CPU. weights: the file of a builder's state dict. width: of our ResNets. classes, channels: what a
     builder is to have where neither the weights nor the builder say. Raises UserError for what is no SPEC, can't be read or doesn't fit."""
     spec = str(spec)
-    kind, _, rest = spec.partition(':')
+    kind = spec.partition(':')[0]
     builder = spec in ARCHS or kind in ('torchvision', 'timm', 'hub') or '.py:' in spec
     if not builder:
         if weights:
@@ -53,26 +54,21 @@ def make(spec, weights=None, width=None, classes=None, channels=None):
         if width and made.facts.get('width') != width:
             raise UserError(f'a width of {width}, but {spec} has {made.facts.get("width") or "its own"}: leave it out')
         return made
+    if width and spec not in ARCHS:
+        raise UserError(f'a width of {width}, but only our ResNets have one: leave it out for {spec}')
     weights = read_weights(weights) if weights else None
+    if weights and weights.file.endswith('.safetensors') and spec not in ARCHS:
+        weights = in_order_of(call_builder(spec, None, None)[0], weights)
     classes = weights.classes if weights else classes
     channels = weights.first[1] if weights and weights.first else channels
     if spec in ARCHS:
         return of_ours(spec, weights, width, classes, channels)
-    if width:
-        raise UserError(f'a width of {width}, but only our ResNets have one: leave it out for {spec}')
-    advice, facts = {}, {}
-    if kind == 'torchvision':
-        net, advice = from_torchvision(rest, classes, channels)
-    elif kind == 'timm':
-        net, advice = from_timm(rest, classes, channels)
-    elif '.py:' in spec:
-        net = from_function(*spec.rsplit(':', 1), classes, channels)
-    else:
-        net = from_hub(rest)
+    net, advice = call_builder(spec, classes, channels)
+    code, facts = code_of(spec, net), {}
     if not isinstance(net, nn.Module):
         if weights:
             raise UserError(f'{spec} gives a function and no torch module, so {weights.file} can not be loaded into it: load it there')
-        return Made(net, 'function', {}, digest_of(Path(spec.rsplit(':', 1)[0]).read_bytes()))
+        return Made(net, 'function', {}, digest_of(*code))
     cfg = getattr(net, 'pretrained_cfg', None) or {}  # timm's, and whoever follows it
     advice = {**advice, **{k: cfg[k] for k in ('mean', 'std') if cfg.get(k)}}
     if cfg.get('input_size'):
@@ -82,19 +78,41 @@ def make(spec, weights=None, width=None, classes=None, channels=None):
         undone = tuple(fit(net, weights))
         facts = {'accuracy': weights.accuracy}
     with told(spec):  # a lazy module has no weights yet
-        return Made(net.eval(), 'builder', facts, digest_of_state(net), advice, undone)
+        digest = digest_of_state(net)
+    return Made(net.eval(), 'builder', facts, digest_of(digest.encode(), *code) if code else digest, advice, undone)
 
 
-def digest_of(data):
-    return hashlib.sha256(data).hexdigest()[:16]
+def code_of(spec, net):
+    """What tells a user's network from another one with the same weights: the function's name, and the files that it and its modules'
+    `forward` are written in. Nothing of installed packages, whose versions change."""
+    where, _, name = spec.removeprefix('hub:').rpartition(':')
+    if spec.startswith(('torchvision:', 'timm:')):
+        return []
+    files = {str(Path(where, 'hubconf.py') if spec.startswith('hub:') else Path(where))}
+    for kind in {type(module) for module in net.modules()} if isinstance(net, nn.Module) else ():
+        files.add(getattr(inspect.unwrap(kind.forward), '__code__', code_of.__code__).co_filename)
+    own = {file for file in files if '-packages' not in file and file != code_of.__code__.co_filename}
+    return [name.encode(), *(Path(file).read_bytes() for file in sorted(own) if Path(file).is_file())]
+
+
+def digest_of(*parts):
+    return hashlib.sha256(b''.join(parts)).hexdigest()[:16]
 
 
 def digest_of_state(net):
     tensors = (tensor.detach().cpu().contiguous().flatten() for tensor in net.state_dict().values())
-    return digest_of(b''.join(tensor.view(torch.uint8).numpy().tobytes() for tensor in tensors))  # NumPy has no bfloat16
+    return digest_of(*(tensor.view(torch.uint8).numpy().tobytes() for tensor in tensors))  # NumPy has no bfloat16
 
 
 # ---------------------------------------------------------------- builders
+
+
+def call_builder(spec, classes, channels):
+    """(what a builder that is not ours gives, its advice: see Made)."""
+    kind, _, rest = spec.partition(':')
+    if kind in ('torchvision', 'timm'):
+        return (from_torchvision if kind == 'torchvision' else from_timm)(rest, classes, channels)
+    return from_function(*spec.rsplit(':', 1), classes, channels) if '.py:' in spec else from_hub(rest), {}
 
 
 def of_ours(arch, weights, width, classes, channels):
@@ -171,8 +189,8 @@ def from_function(file, name, classes, channels):
     path = Path(file)
     if not path.is_file():
         raise UserError(f'no file {file}: file.py:FUNCTION takes a Python file and a function in it')
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
+    spec = importlib.util.spec_from_file_location(f'{path.stem} of a user', path)  # a name that no module has
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # dataclasses look for it there
     with told(file, path.parent):
         spec.loader.exec_module(module)
     function = getattr(module, name, None)
@@ -243,8 +261,9 @@ def from_export(path):
         shape = next(node.meta['val'].shape for node in program.graph.nodes
                      if node.op == 'placeholder' and node.name in program.graph_signature.user_inputs)
         module = program.module()
-    # a function, since a module that is part of another is put into evaluation mode, which this kind refuses
-    return Made(lambda x: module(x), '.pt2', static(tuple(n if isinstance(n, int) else None for n in shape)), digest_of(path.read_bytes()))
+    # a function, since a module that is part of another is put into evaluation mode, which this kind refuses; it stays on the CPU
+    facts = static(tuple(n if isinstance(n, int) else None for n in shape))
+    return Made(lambda x: module(x.cpu()), '.pt2', facts, digest_of(path.read_bytes()))
 
 
 def from_onnx(path):
@@ -261,7 +280,10 @@ def from_onnx(path):
         outputs = session.run(None, {first.name: x.cpu().numpy().astype(np.float16 if 'float16' in first.type else np.float32)})
         return [torch.from_numpy(np.asarray(out)).to(x.device) for out in outputs]
 
-    return Made(call, 'ONNX', static(first.shape), digest_of(path.read_bytes()))
+    data = path.read_bytes()  # large weights lie in files beside it, which it names
+    names = {data[at.end() :][: at[1][0]].decode() for at in re.finditer(rb'\n\x08location\x12([\x01-\x7f])', data)}
+    files = [file for name in sorted(names) if (file := path.parent / name).is_file()]
+    return Made(call, 'ONNX', static(first.shape), digest_of(data, *(file.read_bytes() for file in files)))
 
 
 def onnxruntime():

@@ -174,7 +174,7 @@ class Teacher:
 
         found = {name: guesses(images, *values) for name, values in tried.items() if all(values[1])}
         if self.channels == 3:
-            found['BGR'] = guesses(images.flip(1), mean[::-1], std[::-1])
+            found['BGR (--channels bgr, with --mean and --std in that order)'] = guesses(images.flip(1), mean[::-1], std[::-1])
         shares = {name: 100 * (guess == labels).float().mean().item() for name, guess in found.items()}
         counts = torch.bincount(guesses(images, mean, std) * self.classes + labels, minlength=self.classes**2)
         most, classes = counts.view(self.classes, -1).max(dim=1)  # for every output the true class that it is given most often to

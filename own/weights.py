@@ -124,6 +124,19 @@ def stated_accuracy(content):
     return None
 
 
+def in_order_of(net, weights):
+    """The Weights with their names in the network's order, which safetensors does not keep: by it the first filters and the last matrix are
+    found."""
+    order = {name: i for i, name in enumerate(net.state_dict() if hasattr(net, 'state_dict') else ())}
+
+    def place(name):
+        while name not in order and name.startswith(PREFIXES):
+            name = name.partition('.')[2]
+        return order.get(name, -1)  # of none of the network's, so neither the last matrix
+
+    return weights._replace(state=dict(sorted(weights.state.items(), key=lambda item: place(item[0]))))
+
+
 def fit(net, weights):
     """Loads the Weights into the network, in place, and returns what was undone, in words. Raises UserError where they don't fit."""
     state, own, undone = weights.state, net.state_dict(), list(weights.undone)

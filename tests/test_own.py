@@ -182,10 +182,40 @@ def test_a_function_that_reads_other_weights_is_another_teacher(tmp_path):
     assert digests[0] == digests[1] != digests[2]
 
 
-def test_safetensors_are_read_too(repo, tmp_path):
+def test_code_that_was_changed_makes_another_teacher_of_the_same_weights(tmp_path):
+    (tmp_path / 'net.py').write_text('from parts import Net\n\n\ndef one():\n    return Net()\n\n\ndef two():\n    return Net().train()\n')
+    torch.manual_seed(0)
+    torch.save(nn.Linear(3 * 16 * 16, 4).state_dict(), tmp_path / 'w.pth')
+
+    def digest(name, code):
+        (tmp_path / 'parts.py').write_text('from torch import nn\n\n\nclass Net(nn.Linear):\n    def __init__(self):\n        '
+                                           f'super().__init__(768, 4)\n\n    def forward(self, x):\n        return {code}\n')
+        sys.modules.pop('parts', None)
+        return spec.make(f'{tmp_path}/net.py:{name}', str(tmp_path / 'w.pth')).digest
+
+    same = digest('one', 'super().forward(x.flatten(1))')
+    assert same == digest('one', 'super().forward(x.flatten(1))')
+    assert len({same, digest('two', 'super().forward(x.flatten(1))'), digest('one', 'super().forward(x.flatten(1)).relu()')}) == 3
+
+
+def test_user_code_may_hold_dataclasses(tmp_path):
+    (tmp_path / 'net.py').write_text('from __future__ import annotations\n\nimport dataclasses\n\nfrom torch import nn\n\n\n'
+                                     '@dataclasses.dataclass\nclass Sizes:\n    inside: int = 3\n\n\n'
+                                     'def net():\n    return nn.Linear(Sizes().inside, 2)\n')
+    assert spec.make(f'{tmp_path}/net.py:net').kind == 'builder'
+
+
+@pytest.mark.parametrize('name, prefix', [
+    ('torchvision:mobilenet_v2', ''), ('torchvision:squeezenet1_1', 'module.'), ('timm:mobilenetv3_small_050', ''), (None, '')])
+def test_safetensors_keep_no_order_and_fit_all_the_same(repo, tmp_path, name, prefix):
     save_file = pytest.importorskip('safetensors.torch').save_file
-    save_file(dict(repo.state), tmp_path / 'w.safetensors')
-    assert weights.read_weights(tmp_path / 'w.safetensors').state.keys() == repo.state.keys()
+    if name and name.startswith('timm'):
+        pytest.importorskip('timm')
+    name = name or repo.at('mine.py:small')
+    state = repo.state if 'mine' in name else spec.make(name, classes=7).call.state_dict()
+    save_file({prefix + k: v.contiguous() for k, v in state.items()}, tmp_path / 'w.safetensors')
+    made = spec.make(name, str(tmp_path / 'w.safetensors'))
+    assert all(torch.equal(v, state[k]) for k, v in made.call.state_dict().items())
 
 
 def test_a_prefix_that_the_network_has_itself_stays():
@@ -252,6 +282,25 @@ def test_onnx_gives_the_same_with_any_batch_and_with_one(repo, tmp_path):
         teacher = load_teacher(Wanted(tmp_path / f'{name}.onnx', **NORM), None, None, CPU, 'off')
         torch.testing.assert_close(teacher.logits(images), plain, rtol=1e-4, atol=1e-4)
     assert teacher.net.batch == 1
+
+
+def test_onnx_weights_in_a_file_of_their_own_tell_teachers_apart(tmp_path):
+    for package in ('onnx', 'onnxscript', 'onnxruntime'):
+        pytest.importorskip(package)
+    files, digests = [], []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        with export.quiet():
+            torch.onnx.export(nn.Sequential(nn.Flatten(), nn.Linear(300, 100)), (torch.zeros(2, 3, 10, 10),), tmp_path / 'net.onnx',
+                              dynamo=True, external_data=True)
+        files.append((tmp_path / 'net.onnx').read_bytes())
+        digests.append(spec.make(tmp_path / 'net.onnx').digest)
+    assert (tmp_path / 'net.onnx.data').is_file() and files[0] == files[1] and digests[0] != digests[1]
+
+
+def test_outputs_from_another_device_come_to_that_of_the_images():
+    outputs = probe.Outputs(lambda x: np.zeros((len(x), 3)), 'probabilities')
+    assert outputs(torch.zeros(2, 3, 4, 4, device='meta')).device.type == 'meta'
 
 
 def test_user_code_imports_its_own_files_and_ours_stay(repo):
@@ -354,6 +403,11 @@ def test_bgr_flips_the_channels_and_takes_mean_and_std_in_that_order(repo):
     with torch.no_grad():
         torch.testing.assert_close(flipped.logits(images), repo.net(x), rtol=1e-4, atol=1e-4)
     assert flipped.digest != teacher_of(repo, 'mine.py:ready', size=16).digest
+
+
+def test_bgr_leaves_the_order_of_what_no_flag_gave():
+    wanted, made = Wanted('net', std=[0.4, 0.5, 0.6], channels='bgr'), spec.Made(None, 'builder', {}, 'd', {'mean': (0.1, 0.2, 0.3)})
+    assert probe.normalisation(wanted, made, None, 3, True)[:2] == ((0.1, 0.2, 0.3), (0.6, 0.5, 0.4))
 
 
 def test_a_size_that_nobody_says_is_probed_and_asked_for_where_several_fit(repo):
