@@ -225,7 +225,7 @@ def main():
     test = load_test(teacher.dataset, args.data, args.cache_dir, Decoder.of(args), device, info)
     teacher_top1 = teacher.measure(test)
     s = settle(args, arch, width, teacher, teacher_top1)
-    wild = pool = found = None
+    wild = pool = found = worth = None
     if s.transfer_set == 'original':
         if s.dataset not in DATASETS:
             raise UserError('--transfer_set original needs labelled data: name it with --dataset')
@@ -244,8 +244,9 @@ def main():
             found.check(s.num_select)
     check_last_batch(student, s, teacher)
     method = 'pu-compression' if found else 'dfnd' if wild else 'kd'
+    fitted = ('num_select', 'batch_size', 'epochs', *([] if args.epochs else ['steps'])) if worth and not args.num_select else ()
     run = Run(s, run_name(s.dataset, f'{method}-{s.select}' if method == 'dfnd' else method, arch, width, s.seed), device,
-              () if args.teacher_acc else ('teacher_acc',))
+              [name for name in ('teacher_acc', *fitted) if not getattr(args, name)])
     s = run.settings
     arguments.say_settings(s)
     if run.finished():
@@ -287,8 +288,7 @@ def main():
         with written_aside(run.folder / 'adaptation.npy') as file:
             np.save(file, log_adaptation_matrix(theta, s.teacher_acc).exp().detach().cpu().numpy())
     per_epoch = -(-s.num_select // s.batch_size)
-    seen = (run.step // per_epoch) * s.num_select + (run.step % per_epoch) * s.batch_size
-    facts['images_seen'] = seen
+    facts['images_seen'] = (run.step // per_epoch) * s.num_select + (run.step % per_epoch) * s.batch_size
     if held:
         facts['agreement'] = training.evaluate(student, held, teacher.normalise, device, s.amp)[1]
     if s.export and distributed.rank() == 0:

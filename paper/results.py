@@ -16,7 +16,8 @@ NUMBERS = ('top1', 'top1_best', 'teacher_top1', 'seconds', 'seed', 'params', 'fl
 TOLD = ('recipe', 'select', 'num_select', 'loss', 'wild', 'wild_images', 'arch', 'width', 'teacher_arch', 'teacher_width', 'epochs',
         'steps', 'images_seen')
 HOW = ('seed', 'run', 'resume', 'device', 'workers', 'data', 'score_only', 'teacher', 'output_dir', 'cache_dir', 'teacher_dir',
-       'export', 'export_normalise', 'tensorboard', 'save_minutes', 'max_minutes', 'rank_timeout')
+       'teacher_weights', 'formats', 'decode_pixels', 'decode_seconds', 'decode_memory', 'export', 'export_normalise', 'tensorboard',
+       'save_minutes', 'max_minutes', 'rank_timeout')
 MOST_POINTS = 50  # of a published curve
 
 

@@ -108,6 +108,15 @@ def test_a_recipe_of_ours_takes_as_many_as_are_worth_keeping(digits):
     assert r['num_select'] == min(150, worth) and 10 < worth < 290
 
 
+def test_a_number_that_the_recipe_found_may_be_found_a_little_different_when_a_run_goes_on(digits, monkeypatch):
+    words = (*DIGITS, '--run', 'fitted', '--steps', 3)
+    first = result(run('DFND-train.py', *words, '--score_only', cwd=digits))
+    monkeypatch.setattr('selection.worth_keeping', lambda *a: first['num_select'] - 1)
+    r = result(run('DFND-train.py', *words, '--resume', cwd=digits))
+    assert (r['num_select'], r['steps']) == (first['num_select'], 3) and r['top1'] is not None
+    assert 'num_select' in error(run('DFND-train.py', *words, '--num_select', 9, '--resume', cwd=digits, code=2))
+
+
 def test_a_share_of_the_pool(digits):
     r = result(run('DFND-train.py', *DIGITS, '--num_select', '47%', '--steps', 1, '--run', 'share', cwd=digits))
     assert (r['num_select'], sum(r['selected_per_class'])) == (141, 141)  # of 300
@@ -166,6 +175,16 @@ def test_dfad_takes_five_steps_of_the_student_to_one_of_the_generator(digits):
     last = torch.load(digits / 'runs' / r['run'] / 'last.pt', weights_only=True)
     assert {int(state['step']) for state in last['optimizer_G']['state'].values()} == {6}  # and as many of its batches
     assert last['generator']['bn0.num_batches_tracked'] == 6 * (5 + 1)
+
+
+def test_dfad_leaves_what_is_fixed_in_a_student_as_it_is(digits):
+    (digits / 'fixed.py').write_text('from torch import nn\n\n\ndef net():\n    first = nn.Linear(1024, 8).requires_grad_(False)\n'
+                                     '    return nn.Sequential(nn.Flatten(), first, nn.ReLU(), nn.Linear(8, 10))\n')
+    words = ('--dataset', 'mnist5k', '--method', 'dfad', '--epoch_steps', 2, '--batch_size', 4, '--schedule', 'constant')
+    for epochs in (1, 2):
+        run('DAFL-train.py', *words, '--student', 'fixed.py:net', '--epochs', epochs, '--run', f'fixed-{epochs}', cwd=digits)
+    one, two = (torch.load(digits / f'runs/fixed-{epochs}/student.pt', weights_only=True)['state_dict'] for epochs in (1, 2))
+    assert torch.equal(one['1.weight'], two['1.weight']) and not torch.equal(one['3.weight'], two['3.weight'])
 
 
 def test_a_schedule_of_dfad_is_of_both_rates(digits):
