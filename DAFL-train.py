@@ -139,6 +139,7 @@ def dfad_step(s, draw, teacher, networks, optimizers, weight):
         distributed.average_gradients(student)
         optimizer_S.step()
         loss_student = loss_student + loss.detach() / s.student_steps
+    learned = [parameter for parameter in student.parameters() if parameter.requires_grad]
     student.requires_grad_(False)
     with training.autocast(device, s.amp):
         images = generator(draw())
@@ -147,7 +148,8 @@ def dfad_step(s, draw, teacher, networks, optimizers, weight):
     loss = -logit_difference(logits.float(), t.float())
     optimizer_G.zero_grad(set_to_none=True)
     (loss * weight).backward()
-    student.requires_grad_(True)
+    for parameter in learned:
+        parameter.requires_grad_(True)
     distributed.average_gradients(generator)
     optimizer_G.step()
     return dict(loss=loss_student, loss_generator=loss)

@@ -14,7 +14,7 @@ from PIL import Image
 
 import distributed
 from networks import SIZE, Normalise
-from training import ahead, rng
+from training import ahead, free_memory, rng
 from utils import UserError, first_line, say, warn
 from wild.classes import PARTS, check_same, class_folders, class_order, find_part, in_order, read_classes, statistics
 from wild.pixels import to_array
@@ -74,7 +74,10 @@ class Split(NamedTuple):
     labels: torch.Tensor  # (N,) int64
 
     def to(self, device):
-        return Split(self.images.to(device) if isinstance(self.images, torch.Tensor) else self.images, self.labels.to(device))
+        """On the device; images that would take more than half of what is free there stay where they are."""
+        device = torch.device(device)
+        fits = isinstance(self.images, torch.Tensor) and (device.type == 'cpu' or self.images.nbytes < free_memory(device) / 2)
+        return Split(self.images.to(device) if fits else self.images, self.labels.to(device))
 
 
 class TransferSet(NamedTuple):
@@ -158,7 +161,10 @@ def load(name, root, train, cache_dir='cache', decoder=HERE, info=None):
 
 def load_test(name, root, cache_dir, decoder, device, info=None):
     """The test split on the device, or None with a warning: distillation itself needs no test data. name: 'none' asks for none."""
-    if name == 'none':
+    if name not in DATASETS:
+        if name != 'none':
+            warn(f'{name}, which the teacher names, is no data set of this project, so nothing is evaluated: --dataset folder reads class '
+                 'folders')
         return None
     try:
         return load(name, root, False, cache_dir, decoder, info).to(device)
@@ -279,7 +285,7 @@ def batches(plan, images, device, done=0):
     """Yields (indices (B,), the augmented batch (B, C, H, W) uint8, both on the device, size, weight) of an EpochPlan. images: a tensor
     on the device, or, where they don't fit there, anything that CPU indices take a uint8 tensor from: then the next batch is read
     while this one is worked on. done: batches that a run which goes on has behind it."""
-    resident = isinstance(images, torch.Tensor)
+    resident = isinstance(images, torch.Tensor) and images.device.type == device.type
 
     def read():
         for indices, augment, size, weight in itertools.islice(plan, done, None):

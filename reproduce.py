@@ -125,7 +125,7 @@ def run(script, *words):
     start = script.split() if script.startswith('-m ') else [HERE / script]
     paths = os.pathsep.join(filter(None, (str(HERE), os.environ.get('PYTHONPATH'))))  # where -m finds our modules
     ends = functools.partial(keep.stops.end_with_parent, os.getpid())
-    process = subprocess.Popen([sys.executable, *start, *words], preexec_fn=ends,
+    process = subprocess.Popen([sys.executable, *start, *words], preexec_fn=ends if os.name == 'posix' else None,
                                env=os.environ | {'PYTHONPATH': paths})
     try:
         code = process.wait()

@@ -173,7 +173,7 @@ def written_aside(path, mode='wb', previous=None, **kw):
     path = Path(path)
     partial = path.with_name(path.name + '.partial')
     try:
-        with open(partial, 'w+b' if mode == 'wb' else mode, **kw) as file:
+        with open(partial, 'w+b' if mode == 'wb' else mode, **({'newline': '\n'} if mode == 'w' else {}) | kw) as file:
             yield file
             if mode == 'wb':
                 file.seek(0)

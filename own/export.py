@@ -59,9 +59,13 @@ def export(folder, student, teacher, images, settings):
     images: (n, channels, size, size) uint8, to compare on. settings: export, a list of FORMATS, and export_normalise. Returns what
     the run's result keeps: of each format its file, bytes, largest difference of a logit and how many predictions differ; and
     parameters, multiply-adds and latency in ms of student and teacher. Raises UserError where the student can't be exported."""
-    net = copy.deepcopy(student).cpu().float().to(memory_format=torch.contiguous_format).eval()
+    example = teacher.normalise(images[:2].to(teacher.device)).contiguous()
+    with torch.no_grad():
+        student.eval()(example)  # hooks, as of torch's prune, make weights anew: these can be copied
+        net = copy.deepcopy(student).cpu().float().to(memory_format=torch.contiguous_format)
+        net(example.cpu())
     for module in net.modules():
-        module._forward_pre_hooks.clear()  # student.contiguous: what comes in is contiguous
+        module._forward_pre_hooks.clear()  # such weights are made, and what comes in is contiguous (own.student.contiguous)
     mean, std = (teacher.mean, teacher.std) if settings.export_normalise else ((0.0,) * teacher.channels, (1.0,) * teacher.channels)
     whole = Exported(net, mean, std).eval()
     pixels = images.cpu().float() / 255
@@ -154,8 +158,8 @@ def latencies(call, pixels):
         for _ in range(RUNS + 2):  # two to warm up
             start = time.perf_counter()
             call(x)
-            if x.device.type == 'cuda':
-                torch.cuda.synchronize()
+            if x.device.type != 'cpu':
+                torch.accelerator.synchronize(x.device)
             seconds.append(time.perf_counter() - start)
         found[f'ms_{batch}'] = round(1000 * statistics.median(seconds[2:]), 3)
     return found

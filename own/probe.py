@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from data import DATASETS
 from networks import wrong_values
 from own.weights import plain_line
 from training import rng
@@ -132,7 +133,7 @@ def read_names(names, classes):
 
 def check_facts(spec, facts, dataset, info):
     """Raises UserError for the facts of a file that don't fit the data set, or are none."""
-    if dataset != 'none' and facts.get('dataset', 'none') not in ('none', dataset):
+    if dataset != 'none' and facts.get('dataset') in DATASETS and facts['dataset'] != dataset:
         raise UserError(f'{spec} is a teacher of {facts["dataset"]}, and --dataset is {dataset}: change one of the two')
     wrong = [f'{key}={facts[key]}, and {dataset} has {getattr(info, key)}' for key in ('classes', 'channels')
              if info and None not in (facts.get(key), getattr(info, key)) and facts[key] != getattr(info, key)]

@@ -158,8 +158,8 @@ class Teacher:
 
     def likely_cause(self, test, top1):
         """A sentence: which of the usual mistakes, undone, raises the accuracy on some test images most."""
-        rows = torch.randperm(len(test.labels), generator=rng(0, 'cause'))[:TRIED].to(test.labels.device)
-        images, labels = test.images[rows], test.labels[rows].to(self.device)
+        rows = torch.randperm(len(test.labels), generator=rng(0, 'cause'))[:TRIED]
+        images, labels = test.images[rows], test.labels[rows.to(test.labels.device)].to(self.device)
         mean, std = self.mean, self.std
         tried = {'mean and std swapped': (std, mean), 'pixels on the scale 0..255': ((0.0,) * len(mean), (1 / 255,) * len(mean)),
                  'pixels as they are in 0..1': ((0.0,) * len(mean), (1.0,) * len(mean)),

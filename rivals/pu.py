@@ -141,7 +141,7 @@ def robust_weights(teacher, images, seed):
     """Class weights of the robust distillation, (C, 2), section 3.2: w_c proportional to 1 / (sum of the teacher's probabilities of c),
     scaled to sum to C, and the same with a random number in 0 .. epsilon added to each. images: uint8, a tensor or a wild.pool.Reader."""
     count = len(images) if isinstance(images, torch.Tensor) else len(images.chosen)
-    sums = sum(F.softmax(teacher.logits(images[i : i + BATCH]).double(), dim=1).sum(dim=0).cpu() for i in range(0, count, BATCH))
+    sums = sum(F.softmax(teacher.logits(images[i : i + BATCH]).cpu().double(), dim=1).sum(dim=0) for i in range(0, count, BATCH))
     w = len(sums) * F.normalize(1 / sums.clamp_min(1e-6), p=1, dim=0)
     noise = recipes.PU_EPSILON * torch.rand(len(w), generator=rng(seed, 'class weights'))
     return torch.stack([w, w + noise], dim=1).float()

@@ -20,7 +20,7 @@ from torchvision.transforms import functional as TF
 
 import data
 import training
-from data import DATASETS, EpochPlan, batches, crop_flip, load, load_test, measure, padding_of
+from data import DATASETS, EpochPlan, Split, batches, crop_flip, load, load_test, measure, padding_of
 from networks import FACTS, Normalise
 from wild import classes, pool
 from wild.reading import HERE
@@ -401,6 +401,20 @@ def test_images_that_take_too_much_memory_are_read_from_the_cache(tmp_path, monk
     assert all(torch.equal(a, b) for a, b in zip(*both))
     net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3072, 2))
     assert len({training.evaluate(net, s, lambda x: x / 255, CPU, 'off') for s in (resident, split)}) == 1
+
+
+def test_images_that_take_too_much_of_a_devices_memory_stay_and_come_batch_by_batch(monkeypatch):
+    split, device = Split(torch.zeros(5, 3, 32, 32, dtype=torch.uint8), torch.arange(5)), torch.device('meta')
+    monkeypatch.setattr(data, 'free_memory', lambda device: 2 * split.images.nbytes)
+    assert split.to(device).images.device.type == 'cpu' and split.to(device).labels.device.type == 'meta'
+    assert {x.device.type for _, x, *_ in batches(plan_of(count=5, batch_size=2), split.images, device)} == {'meta'}
+    monkeypatch.setattr(data, 'free_memory', lambda device: 3 * split.images.nbytes)
+    assert split.to(device).images.device.type == 'meta'
+
+
+def test_a_data_set_that_only_a_teachers_file_names_is_none_here(capsys):
+    assert load_test('flowers', 'data', 'cache', HERE, CPU) is None and 'flowers' in capsys.readouterr().err
+    assert load_test('none', 'data', 'cache', HERE, CPU) is None and not capsys.readouterr().err
 
 
 @pytest.mark.parametrize('size', [64, 224])

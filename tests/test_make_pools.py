@@ -1,18 +1,21 @@
 """The pools of which a share is of other kinds, as lists of paths that --wild takes."""
+import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 from images import write_images
+from PIL import Image
 from scripts import command
 
 from utils import UserError
-from wild import make_pools
+from wild import kinds, make_pools
 
 
 def made(monkeypatch, out, *words):
     monkeypatch.setattr('sys.argv', ['make_pools', *map(str, words), '--out', str(out)])
     make_pools.main()
-    return {int(file.stem[-2:]): file.read_text().split() for file in sorted(out.glob('share-*.txt'))}
+    return {int(file.stem[-2:]): file.read_text(errors='surrogateescape').split() for file in sorted(out.glob('share-*.txt'))}
 
 
 def test_a_pool_has_its_share_of_other_kinds_and_the_same_seed_gives_it_again(tmp_path, monkeypatch, capsys):
@@ -37,6 +40,15 @@ def test_mistakes_are_told_before_anything_is_drawn(tmp_path, monkeypatch, words
     with pytest.raises(UserError, match=part):
         made(monkeypatch, tmp_path / 'out', '--relevant', str(tmp_path), *words)
     assert not (tmp_path / 'out').exists()
+
+
+def test_names_that_are_no_utf_8_and_pieces_larger_than_a_photo(tmp_path, monkeypatch):
+    write_images(tmp_path / 'glyphs', 12, grey=True)
+    os.rename(tmp_path / 'glyphs' / sorted(os.listdir(tmp_path / 'glyphs'))[0], os.fsencode(tmp_path / 'glyphs') + b'/caf\xe9.png')
+    made(monkeypatch, tmp_path / 'out', '--channels', 1, '--relevant', str(tmp_path / 'glyphs'), '--size', 12, '--shares', 0)
+    assert b'/caf\xe9.png\n' in (tmp_path / 'out/share-00.txt').read_bytes()
+    photos = [Image.fromarray(np.full((30, 40), 7, np.uint8))]
+    assert {kinds.patch(np.random.default_rng(seed), photos, 96).shape for seed in range(20)} == {(96, 96, 1)}
 
 
 def test_it_runs_as_a_command(tmp_path):

@@ -14,9 +14,10 @@ from images import error_of
 from PIL import Image
 from scripts import error, result, run
 from torch import nn
+from torch.nn.utils import prune
 
 from arguments import Parser, add_student_arguments
-from data import CIFAR, Split
+from data import CIFAR, DATASETS, Split
 from networks import build, load_network, save_network
 from own import export, probe, spec, weights
 from own.student import check_last_batch, make_student, run_name
@@ -539,6 +540,24 @@ def test_an_export_is_the_student_behind_its_normalisation(repo, tmp_path, norma
         assert kept[name]['difference'] < 1e-4 and kept[name]['other_predictions'] == 0 and kept[name]['bytes'] > 4000
     cost = kept['cost']['student, pt2']
     assert cost['params'] == sum(p.numel() for p in student.parameters()) and cost['ms_64'] > 0
+
+
+def test_a_student_that_was_pruned_is_exported_after_its_last_step(repo, tmp_path):
+    teacher, student = teacher_of(repo, 'mine.py:ready', size=16), spec.make(repo.at('mine.py:ready')).call.train()
+    prune.l1_unstructured(student.fc, 'weight', 0.5)
+    student(torch.randn(4, 3, 16, 16)).sum().backward()
+    images = torch.randint(256, (9, 3, 16, 16), dtype=torch.uint8)
+    export.export(tmp_path, student, teacher, images, types.SimpleNamespace(export=['pt2'], export_normalise=True))
+    with torch.no_grad():
+        expected = student(teacher.normalise(images).contiguous())
+        torch.testing.assert_close(spec.open_file(tmp_path / 'student.pt2').call(images / 255), expected)
+
+
+def test_a_teacher_of_a_data_set_of_ones_own_is_measured_on_class_folders(tmp_path):
+    facts = CIFAR.facts('flowers', 'resnet18', 8) | {'classes': 3, 'class_names': list('abc'), 'accuracy': None}
+    save_network(tmp_path / 't.pt', build('resnet18', 8, 3, 3), facts)
+    assert load_teacher(tmp_path / 't.pt', None, None, CPU, 'off').dataset == 'flowers'
+    assert load_teacher(tmp_path / 't.pt', 'folder', DATASETS['folder'], CPU, 'off').dataset == 'folder'
 
 
 def test_a_black_box_and_a_pool_are_enough(repo, tmp_path):

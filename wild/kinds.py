@@ -41,5 +41,6 @@ def patch(random, photos, size=SIZE):
     """A square of random side and place, cut from one of the photos, PIL images of the wanted number of channels."""
     photo = photos[random.integers(len(photos))]
     side = int(size * 2 ** random.uniform(0, 2.5))
-    left, top = (int(random.integers(length - side)) for length in photo.size)
+    side = min(side, *photo.size)
+    left, top = (int(random.integers(max(1, length - side))) for length in photo.size)
     return np.asarray(photo.resize((size, size), Image.BILINEAR, box=(left, top, left + side, top + side))).reshape(size, size, -1)

@@ -80,7 +80,7 @@ def main():
         if wrong > len(others) or args.size - wrong > len(relevant):
             raise UserError(f'a pool with {share} % of other kinds needs {args.size - wrong} relevant images and {wrong} others, and there '
                             f'are {len(relevant)} and {len(others)}: lower --size, or name more folders')
-        with written_aside(out / f'share-{share:02}.txt', 'w') as file:
+        with written_aside(out / f'share-{share:02}.txt', 'w', encoding='utf-8', errors='surrogateescape') as file:
             file.write('\n'.join(relevant[: args.size - wrong] + others[:wrong]) + '\n')
     say(f'{len(args.shares)} pools of {args.size} in {out}: {len(relevant)} relevant images; ' + ', '.join(
         f'{Path(kind).name} {len(paths)}' for kind, paths in kinds.items()))
