@@ -132,7 +132,7 @@ def in_order_of(net, weights):
     def place(name):
         while name not in order and name.startswith(PREFIXES):
             name = name.partition('.')[2]
-        return order.get(name, -1)  # of none of the network's, so neither the last matrix
+        return order.get(name, len(order) / 2)  # not the network's, so neither its first nor its last
 
     return weights._replace(state=dict(sorted(weights.state.items(), key=lambda item: place(item[0]))))
 

@@ -214,7 +214,8 @@ def test_safetensors_keep_no_order_and_fit_all_the_same(repo, tmp_path, name, pr
         pytest.importorskip('timm')
     name = name or repo.at('mine.py:small')
     state = repo.state if 'mine' in name else spec.make(name, classes=7).call.state_dict()
-    save_file({prefix + k: v.contiguous() for k, v in state.items()}, tmp_path / 'w.safetensors')
+    more = {'aux1.conv.conv.weight': torch.zeros(8, 512, 1, 1)}
+    save_file({prefix + k: v.contiguous() for k, v in (state | more).items()}, tmp_path / 'w.safetensors')
     made = spec.make(name, str(tmp_path / 'w.safetensors'))
     assert all(torch.equal(v, state[k]) for k, v in made.call.state_dict().items())
 
