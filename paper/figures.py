@@ -4,6 +4,7 @@ import itertools
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 
 from paper.fits import LAST, curve, fit_of_ends, fit_of_last
 from utils import checked, harmless, warn, written_aside
@@ -84,13 +85,15 @@ def draw_cost(fig, rows, _):
         if entry.values('top1') and entry.runs[0].result['method'] != 'teacher' and data in KINDS:
             at = entry.core_hours(), entry.mean('top1')
             seen[data], = axis.plot(*at, 'o', color=COLOURS[list(KINDS).index(data)], label=None if data in seen else KINDS[data])
-            axis.annotate(literal(entry.row.name), at, xytext=(0, 5), textcoords='offset points', fontsize=8, ha='center')
-    axis.set(title="Accuracy against core-hours, the teacher's left out", xlabel='core-hours of one seed', ylabel='top-1 (%)')
-    axis.set_xlim(left=0)
-    axis.margins(0.15)
+            axis.annotate(literal(entry.row.name), at, xytext=(6, 0), textcoords='offset points', fontsize=8, va='center')
+    axis.set(title="Accuracy against core-hours, the teacher's left out", xlabel='core-hours of one seed', ylabel='top-1 (%)', xscale='log')
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.xaxis.set_major_formatter('{x:g}')
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.margins(x=0.25, y=0.1)
     axis.grid(alpha=0.3)
     if seen:
-        axis.legend(fontsize=8, loc='lower right')
+        fig.legend(fontsize=8, loc='outside lower center', ncols=3)
 
 
 def draw_budget(fig, rows, _):
