@@ -274,6 +274,22 @@ def test_a_stop_loses_the_part_that_was_under_way_alone(workers, digits, monkeyp
         os.rename(digits / 'moved', digits / 'wild')
 
 
+def test_a_part_without_an_image_is_read_once_and_its_skips_are_listed_once(digits, monkeypatch):
+    monkeypatch.setattr('wild.decode.CHUNK', 16)
+    for i in range(16):
+        path = digits / 'hollow' / f'{i}.png'
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b'no image')
+    words, wild = ('--stream', '--score_only'), ('hollow', 'wild')
+    with monkeypatch.context() as m:
+        m.setattr(stream, 'scores_of', Mock(side_effect=KeyboardInterrupt))
+        distil(digits, 'hollow', *words, wild=wild, code=130)
+    done = distil(digits, 'hollow', *words, wild=wild)
+    assert 'goes on after 1 parts' in done.stdout and 'skipped 17 of 167' in done.stdout
+    skips = [skip['image'] for skip in read_json_lines(digits / 'runs/hollow/skipped.jsonl')]
+    assert len(skips) == len(set(skips)) == 17
+
+
 def test_it_goes_on_without_the_pool_but_not_without_the_selected_images(digits):
     shutil.copytree(digits / 'wild', digits / 'going')
     scored = result(distil(digits, 'going', '--stream', '--score_only', wild=['going']))

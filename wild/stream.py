@@ -198,10 +198,9 @@ def score_parts(parts, candidates, teacher, journal):
             away += [skip for skip in part.skipped if skip.again]
             check_away(away, candidates.counts.sum() + len(part.names) + len(candidates.skipped))
             batches = [scores_of(teacher, torch.from_numpy(part.images[i : i + BATCH].copy())) for i in range(0, len(part.names), BATCH)]
-            if batches:
-                scores = [torch.cat(x).cpu().numpy() for x in zip(*batches)]
-                check_teacher(*scores)
-                journal.keep(part, *candidates.add(part.number, part.images, part.names, scores))
+            scores = [torch.cat(x).cpu().numpy() for x in zip(*batches)] or [np.empty(0, kind) for kind in ('f4', 'f4', 'i8')]
+            check_teacher(*scores)
+            journal.keep(part, *candidates.add(part.number, part.images, part.names, scores))
             count += len(part.names) * distributed.world()
             bar.update(len(part.names) * distributed.world())
             if bar.disable and time.perf_counter() - told > 30:  # a line in a log
