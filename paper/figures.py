@@ -78,15 +78,18 @@ KINDS = {'original': 'original images', 'unlabeled': 'wild images', 'positive-un
 
 def draw_cost(fig, rows, _):
     """The accuracy of every row against what its student cost, means over the seeds; of the teacher's rows none."""
-    fig.set_size_inches(9, 5)
+    fig.set_size_inches(9, 6)
     axis, seen = fig.subplots(), {}
+    first = min(entry.core_hours() for entry in rows if entry.runs)
     for entry in rows:
         data = 'inverted' if entry.first else entry.row.data
         if entry.values('top1') and entry.runs[0].result['method'] != 'teacher' and data in KINDS:
             at = entry.core_hours(), entry.mean('top1')
             seen[data], = axis.plot(*at, 'o', color=COLOURS[list(KINDS).index(data)], label=None if data in seen else KINDS[data])
-            axis.annotate(literal(entry.row.name), at, xytext=(6, 0), textcoords='offset points', fontsize=8, va='center')
+            place = dict(xytext=(-6, 0), ha='right') if at[0] == first else dict(xytext=(6, 0), ha='left')
+            axis.annotate(literal(entry.row.name), at, **place, textcoords='offset points', fontsize=8, va='center')
     axis.set(title="Accuracy against core-hours, the teacher's left out", xlabel='core-hours of one seed', ylabel='top-1 (%)', xscale='log')
+    axis.set_yscale('function', functions=(lambda y: -np.log(np.maximum(101 - y, 0.1)), lambda z: 101 - np.exp(-z)))  # good rows are apart
     axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.xaxis.set_major_formatter('{x:g}')
     axis.xaxis.set_minor_locator(NullLocator())
