@@ -161,10 +161,11 @@ def load(name, root, train, cache_dir='cache', decoder=HERE, info=None):
 
 def load_test(name, root, cache_dir, decoder, device, info=None):
     """The test split on the device, or None with a warning: distillation itself needs no test data. name: 'none' asks for none."""
+    if name == 'none':
+        return None
     if name not in DATASETS:
-        if name != 'none':
-            warn(f'{name}, which the teacher names, is no data set of this project, so nothing is evaluated: --dataset folder reads class '
-                 'folders')
+        warn(f'{name}, which the teacher names, is no data set of this project, so nothing is evaluated: --dataset folder reads class '
+             'folders')
         return None
     try:
         return load(name, root, False, cache_dir, decoder, info).to(device)

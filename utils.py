@@ -172,8 +172,10 @@ def written_aside(path, mode='wb', previous=None, **kw):
     file that was there before. Raises FileError, with that file as it was."""
     path = Path(path)
     partial = path.with_name(path.name + '.partial')
+    if mode == 'w':
+        kw = {'newline': '\n', **kw}  # the same bytes on every system
     try:
-        with open(partial, 'w+b' if mode == 'wb' else mode, **({'newline': '\n'} if mode == 'w' else {}) | kw) as file:
+        with open(partial, 'w+b' if mode == 'wb' else mode, **kw) as file:
             yield file
             if mode == 'wb':
                 file.seek(0)

@@ -85,14 +85,14 @@ def make(spec, weights=None, width=None, classes=None, channels=None):
 def code_of(spec, net):
     """What tells a user's network from another one with the same weights: the function's name, and the files that it and its modules'
     `forward` are written in. Nothing of installed packages, whose versions change."""
-    where, _, name = spec.removeprefix('hub:').rpartition(':')
     if spec.startswith(('torchvision:', 'timm:')):
         return []
+    where, _, name = spec.removeprefix('hub:').rpartition(':')
     files = {str(Path(where, 'hubconf.py') if spec.startswith('hub:') else Path(where))}
     for kind in {type(module) for module in net.modules()} if isinstance(net, nn.Module) else ():
-        files.add(getattr(inspect.unwrap(kind.forward), '__code__', code_of.__code__).co_filename)
-    own = {file for file in files if '-packages' not in file and file != code_of.__code__.co_filename}
-    return [name.encode(), *(Path(file).read_bytes() for file in sorted(own) if Path(file).is_file())]
+        if code := getattr(inspect.unwrap(kind.forward), '__code__', None):
+            files.add(code.co_filename)
+    return [name.encode(), *(Path(file).read_bytes() for file in sorted(files) if '-packages' not in file and Path(file).is_file())]
 
 
 def digest_of(*parts):
@@ -110,9 +110,13 @@ def digest_of_state(net):
 def call_builder(spec, classes, channels):
     """(what a builder that is not ours gives, its advice: see Made)."""
     kind, _, rest = spec.partition(':')
-    if kind in ('torchvision', 'timm'):
-        return (from_torchvision if kind == 'torchvision' else from_timm)(rest, classes, channels)
-    return from_function(*spec.rsplit(':', 1), classes, channels) if '.py:' in spec else from_hub(rest), {}
+    if kind == 'torchvision':
+        return from_torchvision(rest, classes, channels)
+    if kind == 'timm':
+        return from_timm(rest, classes, channels)
+    if '.py:' in spec:
+        return from_function(*spec.rsplit(':', 1), classes, channels), {}
+    return from_hub(rest), {}
 
 
 def of_ours(arch, weights, width, classes, channels):
