@@ -242,7 +242,7 @@ def main():
         s = settle_budget(args, s, pool and len(pool), worth)
         if found:
             found.check(s.num_select)
-    check_last_batch(student, s, teacher)
+    check_last_batch(student, teacher, min(s.num_select, s.steps * s.batch_size), s.batch_size, '--num_select or --batch_size')
     method = 'pu-compression' if found else 'dfnd' if wild else 'kd'
     fitted = ('num_select', 'batch_size', 'epochs', *([] if args.epochs else ['steps'])) if worth and not args.num_select else ()
     run = Run(s, run_name(s.dataset, f'{method}-{s.select}' if method == 'dfnd' else method, arch, width, s.seed), device,

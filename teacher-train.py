@@ -18,6 +18,7 @@ import training
 from arguments import at_least
 from data import DATASETS, EpochPlan, batches, load, measure, padding_of
 from networks import ARCHS, SIZE, Normalise, build, count_parameters, resolve_width
+from own.student import check_last_batch
 from runs import Run
 from utils import progress, say
 from wild.reading import Decoder
@@ -80,6 +81,9 @@ def main():
     info = measure(args.dataset, args.data, args.size, args.channels, args.cache_dir, Decoder.of(args))
     s = settle(args, info, device)
     train, test = (load(s.dataset, s.data, part, s.cache_dir, Decoder.of(s), info).to(device) for part in (True, False))
+    training.seed_init(s.seed, 'teacher')
+    net = training.to_device(build(s.arch, s.width, info.classes, info.channels), device)
+    check_last_batch(net, info, len(train.labels), s.batch_size, '--batch_size or --size')
     method = 'student' if s.arch == info.student else 'teacher'
     run = Run(s, f'{s.dataset}-{method}-{s.arch}-w{s.width}-s{s.seed}', device)
     arguments.say_settings(s)
@@ -87,8 +91,6 @@ def main():
         return
 
     # ---------------------------------------------------------------- network
-    training.seed_init(s.seed, 'teacher')
-    net = training.to_device(build(s.arch, s.width, info.classes, info.channels), device)
     optimizer = training.make_optimizer(s.optimizer, net.parameters(), s.lr, s.amp)
     normalise = Normalise(info.mean, info.std, device)
     run.start(method, net, info.facts(s.dataset, s.arch, s.width), optimizer=optimizer)

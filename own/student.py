@@ -45,11 +45,11 @@ def make_student(args, default, teacher, purpose):
     return made.call.to(teacher.device), arch, None
 
 
-def why_untrained(net, teacher, batch):
+def why_untrained(net, facts, batch):
     """What goes wrong in a step of a network on so many images, in words; None where nothing does. In training a network may do what it
-    does not do in use: ask for two images, or give further outputs."""
+    does not do in use: ask for two images, or give further outputs. facts: with their channels and size."""
     net = copy.deepcopy(net).cpu().train()
-    x = torch.randn(batch, teacher.channels, teacher.size, teacher.size, generator=rng(0, 'probe'))
+    x = torch.randn(batch, facts.channels, facts.size, facts.size, generator=rng(0, 'probe'))
     try:
         with torch.random.fork_rng(devices=[]):
             net(x).float().sum().backward()
@@ -57,13 +57,13 @@ def why_untrained(net, teacher, batch):
         return plain_line(e)
 
 
-def check_last_batch(net, s, teacher):
+def check_last_batch(net, facts, count, batch_size, flags):
     """Raises UserError where a process's share of the last batch is one image, of which the network can't learn: a batch norm asks for two
-    numbers a channel. s: the settings."""
-    last, reached = s.num_select % s.batch_size or s.batch_size, s.steps >= s.num_select / s.batch_size
-    if reached and last < 2 * distributed.world() and (reason := why_untrained(net, teacher, 1)):
-        raise UserError(f'the last batch of {s.num_select} images, {s.batch_size} a batch, leaves a process one image, and the student can '
-                        f'not learn from one ({reason}): change --num_select or --batch_size')
+    numbers a channel. facts: see why_untrained. count: of the images that an epoch reaches. flags: words for what may be changed."""
+    last = count % batch_size or batch_size
+    if last < 2 * distributed.world() and (reason := why_untrained(net, facts, 1)):
+        raise UserError(f'the last batch of {count} images, {batch_size} a batch, leaves a process one image, and the network can not '
+                        f'learn from one ({reason}): change {flags}')
 
 
 def contiguous(_, inputs):

@@ -489,10 +489,17 @@ def test_a_student_is_built_for_the_teacher_or_refused(repo, words, parts):
 def test_a_last_batch_of_one_image_is_refused_where_the_student_can_not_learn_from_it(repo):
     teacher = teacher_of(repo, 'net.pt2')
     net = make_student(flags('--student', repo.at('mine.py:one_by_one')), 'resnet18', teacher, 'student')[0]
-    for num_select, steps, student in ((18, 2, net), (17, 1, net), (17, 2, repo.net)):  # the second ends before the last batch
-        check_last_batch(student, types.SimpleNamespace(num_select=num_select, steps=steps, batch_size=16), teacher)
-    text = error_of(check_last_batch, net, types.SimpleNamespace(num_select=17, steps=2, batch_size=16), teacher)
-    assert '17 images, 16 a batch' in text and '--batch_size' in text
+    for count, student in ((18, net), (16, net), (17, repo.net)):
+        check_last_batch(student, teacher, count, 16, '--num_select')
+    text = error_of(check_last_batch, net, teacher, 17, 16, '--num_select')
+    assert '17 images, 16 a batch' in text and '--num_select' in text
+
+
+def test_steps_that_end_before_the_last_batch_do_not_ask_for_two_images_in_it(repo, tmp_path):
+    args = ['--teacher', repo.at('mine.py:softmax'), '--size', 16, '--mean', 0.5, '--std', 0.25, '--wild', repo.at('wild'), '--student',
+            repo.at('mine.py:one_by_one'), '--num_select', 17, '--batch_size', 16, '--score_only']
+    assert result(run('DFND-train.py', *args, '--steps', 1, cwd=tmp_path))['num_select'] == 17
+    assert 'change --num_select' in error(run('DFND-train.py', *args, '--steps', 2, '--run', 'r', cwd=tmp_path, code=2))
 
 
 def test_of_a_function_the_students_width_is_asked_for(repo):

@@ -259,6 +259,7 @@ def test_own_classes_at_another_size_from_teacher_to_student(classes):
     ('teacher-train.py', ('--data', 'wild'), ('--data wild holds no folder train', 'wild/train/<class>/*')),
     ('teacher-train.py', ('--data', 'mine', '--arch', 'lenet5', '--size', 40), ('lenet5 takes 32 x 32', '--size 32')),
     ('teacher-train.py', ('--data', 'mine', '--size', 4), ('--size', 'at least 8')),
+    ('teacher-train.py', ('--data', 'mine', '--size', 8, '--width', 8, '--batch_size', 23), ('the last batch of 24 images', '--size')),
     ('DFND-train.py', ('--data', 'mine',), ('--dataset folder has no wild pool of its own', '--wild')),
     ('DFND-train.py', ('--data', 'odd', '--wild', 'wild'), ('1 classes that odd/test lacks', 'such as eel')),
     ('DFND-train.py', ('--data', 'mine', '--wild', 'wild', '--arch', 'lenet5half'), ('lenet5half takes 32 x 32',))])
