@@ -230,7 +230,7 @@ def main():
         if s.dataset not in DATASETS:
             raise UserError('--transfer_set original needs labelled data: name it with --dataset')
         train = load(s.dataset, s.data, True, s.cache_dir, Decoder.of(s), info).to(device)
-        s = settle_budget(args, s, len(train.labels))
+        s = settle_budget(args, s.replace(labelled_images=train.source), len(train.labels))
     else:
         wild = Wild(s.wild or info.wild, teacher.size, teacher.channels, s.data, s.cache_dir, Decoder.of(s))
         pool = None if s.stream else open_pool(wild)

@@ -2,8 +2,10 @@
 
 import contextlib
 import functools
+import hashlib
 import io
 import itertools
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +18,7 @@ import distributed
 from networks import SIZE, Normalise
 from training import ahead, free_memory, rng
 from utils import UserError, first_line, say, warn
-from wild.classes import PARTS, check_same, class_folders, class_order, find_part, in_order, read_classes, statistics
+from wild.classes import PARTS, class_folders, class_order, find_part, in_order, own_order, read_classes, statistics
 from wild.pixels import to_array
 from wild.pool import Pool
 from wild.reading import HERE
@@ -72,12 +74,13 @@ class NoData(UserError):
 class Split(NamedTuple):
     images: object  # (N, C, size, size) uint8 tensor, or a wild.pool.Reader where that takes too much memory
     labels: torch.Tensor  # (N,) int64
+    source: str | None = None  # of class folders: words that change with the names of classes or images, wherever they are
 
     def to(self, device):
         """On the device; images that would take more than half of what is free there stay where they are."""
         device = torch.device(device)
         fits = isinstance(self.images, torch.Tensor) and (device.type == 'cpu' or self.images.nbytes < free_memory(device) / 2)
-        return Split(self.images.to(device) if fits else self.images, self.labels.to(device))
+        return self._replace(images=self.images.to(device) if fits else self.images, labels=self.labels.to(device))
 
 
 class TransferSet(NamedTuple):
@@ -201,24 +204,13 @@ def load_folder(folder, train, info, cache_dir, decoder):
     return split
 
 
-def own_order(root, part, info):
-    """The class folders of a part of `folder` in the order of info's classes, which are the training's. Where a teacher knows numbers
-    alone, the order is the folder's own."""
-    classes = class_order(root, part)
-    if set(classes) == set(info.names):
-        return list(info.names)
-    if ordered := in_order(classes, info.names):
-        return ordered
-    if info.names != tuple(map(str, range(info.classes))):
-        check_same(info.names, classes, 'the training data', part)
-    if len(classes) != info.classes:
-        raise UserError(f'{part} holds {len(classes)} class folders, and the teacher has {info.classes} classes: give one for each')
-    return classes
-
-
 def load_classes(part, names, info, cache_dir, decoder):
     parts, labels = read_classes(part, names, info, cache_dir, decoder)
-    return Split(Pool(parts, part.name).reader(np.arange(len(labels)), torch.device('cpu')), torch.from_numpy(labels))
+    pool, start, digest = Pool(parts, part.name), len(os.path.join(part, '')), hashlib.sha256()
+    for name in (*names, '', *(path[start:] for path in pool.names())):
+        digest.update(os.fsencode(name) + b'\0')
+    source = f'{len(labels)} images of {len(names)} classes, {digest.hexdigest()[:8]}'
+    return Split(pool.reader(np.arange(len(labels)), torch.device('cpu')), torch.from_numpy(labels), source)
 
 
 @functools.cache  # both splits come of it

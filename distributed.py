@@ -18,6 +18,12 @@ import utils
 from keep import stops
 
 
+def torchrun():
+    """Which torchrun started this process; None without it. All its processes have one parent, and have it again when it starts them
+    again."""
+    return f'{os.environ["TORCHELASTIC_RUN_ID"]} {os.getppid()}' if 'TORCHELASTIC_RUN_ID' in os.environ else None
+
+
 def launched():
     """How many processes torchrun started; 1 without it."""
     return int(os.environ.get('WORLD_SIZE', '1'))

@@ -46,12 +46,6 @@ def commit():
     return name.stdout.strip() + ('+' if changed.stdout.strip() else '') if name.returncode == 0 else None
 
 
-def torchrun():
-    """Which torchrun started this process; None without it. All its processes have one parent, and have it again when it starts them
-    again."""
-    return f'{os.environ["TORCHELASTIC_RUN_ID"]} {os.getppid()}' if 'TORCHELASTIC_RUN_ID' in os.environ else None
-
-
 def is_longer(old, new, changed):
     """Whether settings differ in nothing but more epochs, of which the first ones are the same: by another schedule, every learning rate
     hangs on how many are to come, and --steps can end an epoch in its middle."""
@@ -77,9 +71,10 @@ class Run:
         config_file = self.folder / 'config.json'
         if config_file.is_file():
             self._lock()
-            if any((self.folder / name).is_file() for name in (*SAVED, 'selection.npz', 'result.json')):
-                if not (settings.resume or self._started_again(config_file)):
-                    raise UserError(f'{self.folder} is in use: add --resume to go on with it, or --run NAME for another folder')
+            begun = any((self.folder / name).is_file() for name in (*SAVED, 'selection.npz', 'result.json'))
+            if begun and not (settings.resume or self._started_again(config_file)):
+                raise UserError(f'{self.folder} is in use: add --resume to go on with it, or --run NAME for another folder')
+            if begun or any(self.folder.glob('stream/*.npz')):
                 return self._kept(config_file, json.loads(json.dumps(vars(settings))), measured)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -90,7 +85,7 @@ class Run:
             write_json(config_file, {
                 'settings': vars(settings),
                 'command': shlex.join(['python', *stops.script().split(), *sys.argv[1:]]),
-                'torchrun': torchrun(),
+                'torchrun': distributed.torchrun(),
                 'commit': commit(),
                 'versions': {'python': platform.python_version(), 'torch': torch.__version__, 'torchvision': torchvision.__version__},
                 'hardware': {
@@ -117,7 +112,7 @@ class Run:
 
     def _started_again(self, config_file):
         """Whether torchrun started this process after it, or another one, ended early in this run: that goes on without --resume."""
-        return os.environ.get('TORCHELASTIC_RESTART_COUNT', '0') != '0' and read_json(config_file).get('torchrun') == torchrun()
+        return os.environ.get('TORCHELASTIC_RESTART_COUNT', '0') != '0' and read_json(config_file).get('torchrun') == distributed.torchrun()
 
     def _lock(self):
         """Holds the folder for as long as this process lives."""

@@ -1,9 +1,7 @@
 """The teacher's score of a wild image, and which images to keep (DFND section 3.2)."""
 
 import contextlib
-import csv
 import hashlib
-import zipfile
 from typing import NamedTuple
 
 import numpy as np
@@ -11,13 +9,13 @@ import torch
 import torch.nn.functional as F
 
 import distributed
+from keep.chosen import UNREADABLE, is_whole, read_selection, sketch, write_selection
 from training import ahead, rng
-from utils import Damaged, LocalError, UserError, checked, first_line, progress, warn, written_aside
+from utils import LocalError, UserError, checked, progress, written_aside
 
 BY_CLASS = ('weighted', 'gumbel', 'balanced', 'class-random')  # the same number of every predicted class
 SELECT = (*BY_CLASS, 'confidence', 'random', 'pu', 'all')
 BATCH = 128  # images scored at a time
-UNREADABLE = (OSError, Damaged, ValueError, LookupError, EOFError, zipfile.BadZipFile)  # of an npz
 POWER = 10  # of the confidence, by which `weighted` draws
 
 
@@ -64,11 +62,14 @@ class Selection(NamedTuple):
         w = 1 / (self.counts + 1)
         return torch.tensor(w / w.sum() * len(w), dtype=torch.float32)
 
+    def digests(self):
+        """Those of the chosen images, by their pixels: see `image_digest`."""
+        return {image_digest(image) for start in range(0, len(self.chosen), BATCH)
+                for image in self.pool.take(self.chosen[start : start + BATCH]).numpy()}
+
     def copies(self):
         """How many of the chosen images are copies of another one, pixel by pixel."""
-        digests = {hashlib.blake2b(image.numpy().tobytes(), digest_size=8).digest()
-                   for start in range(0, len(self.chosen), BATCH) for image in self.pool.take(self.chosen[start : start + BATCH])}
-        return len(self.chosen) - len(digests)
+        return len(self.chosen) - len(self.digests())
 
     def facts(self):
         """What a run's result says of it."""
@@ -86,6 +87,11 @@ class Selection(NamedTuple):
         for i in range(0, len(class_names), 5):
             yield 'class  ' + '  '.join(f'{name:>{width}} {self.counts[c]:>6}/{self.pool_counts[c]:<6}'
                                        for c, name in enumerate(class_names[i : i + 5], i))
+
+
+def image_digest(image):
+    """Of an image's pixels, an array."""
+    return hashlib.blake2b(image.tobytes(), digest_size=8).digest()
 
 
 # ---------------------------------------------------------------- score
@@ -215,86 +221,21 @@ def rank_in_class(labels, num_classes):
     return rank
 
 
-# ---------------------------------------------------------------- files
-
-
-def write_csv(path, pool, noise, labels, chosen):
-    """One row an image of the pool: its path or index, its noise, its pseudo-label, and whether it is chosen (0 or 1)."""
-    flag = np.zeros(len(noise), np.int8)
-    flag[chosen] = 1
-    with written_aside(path, 'w', newline='', encoding='utf-8', errors='surrogateescape') as file:  # a path can hold any bytes
-        writer = csv.writer(file, lineterminator='\n')
-        writer.writerow(['image', 'noise', 'pseudo_label', 'chosen'])
-        for name, x, label, chosen_too in zip(pool.names(), noise, labels, flag):
-            writer.writerow([name, f'{x:.6g}', label, chosen_too])
-
-
-def write_thumbnails(path, pool, noise, labels, class_names, chosen):
-    """The cleanest and the noisiest images of the most predicted classes, and the first chosen and the first left, as an npz, so that the
-    report needs no data."""
-    order, kept, per_class, classes = lowest_first(noise), np.zeros(len(noise), bool), 4, 10
-    kept[chosen] = True
-    common = np.sort(np.argsort(-np.bincount(labels, minlength=len(class_names)), kind='stable')[:classes])
-    content = {'class_names': np.array(class_names)}
-    for kind, ranked in (('clean', order), ('noisy', order[::-1]), ('chosen', np.flatnonzero(kept)), ('left', np.flatnonzero(~kept))):
-        rows = np.concatenate([ranked[labels[ranked] == c][:per_class] for c in common])
-        images = pool.take(rows).permute(0, 2, 3, 1).numpy()  # (k, H, W, C)
-        content |= {f'{kind}_images': images, f'{kind}_labels': labels[rows], f'{kind}_noise': noise[rows]}
-    with written_aside(path) as file:
-        np.savez_compressed(file, **content)
-
-
 def score_and_select(folder, pool, teacher, rule, keys=None):
     """`score`, then `select`: a Selection, kept in the run's folder, so that a resumed run neither scores again nor chooses anew.
     keys: (N,), in place of the rule's, as of --select pu.
 
     Raises UserError where the pool is not the one that the kept selection was made from: it is known by what it holds, wherever it is.
     """
-    kept, digest = folder / 'selection.npz', pool.digest()
+    kept = folder / 'selection.npz'
     if distributed.on_first(is_whole, kept):
-        with np.load(kept) as f:
-            noise, labels, chosen = f['noise'], f['labels'], f['chosen']
-            if str(f['pool']) != digest and not (len(noise) == len(pool) and 'sketch' in f and alike(f['sketch'], sketch(pool, chosen))):
-                raise UserError(f'the wild pool is not the one that {kept.with_suffix(".csv")} was made from: its images are others, or '
-                                'in another order. Put them back, or select again with --run NAME')
+        noise, labels, chosen, where = read_selection(kept, pool)
     else:
         noise, energy, labels = score(teacher, pool)
         if keys is None:
             keys = np.concatenate([rule.keys(noise[span], energy[span], number) for number, span in zip(pool.numbers, pool.spans())])
-        chosen = select(keys, labels, rule, teacher.classes)
+        where = chosen = select(keys, labels, rule, teacher.classes)
         if distributed.rank() == 0:
-            facts = {'pool': digest, 'sketch': sketch(pool, chosen)}
+            facts = {'pool': pool.digest(), 'sketch': sketch(pool, chosen)}
             write_selection(folder, pool, (noise, labels, chosen), teacher.class_names, facts)
-    return Selection(pool, chosen, noise[chosen], labels[chosen], np.bincount(labels, minlength=teacher.classes), float(noise.mean()))
-
-
-def is_whole(file, *others):
-    """Whether a kept selection can be used, an npz and other files with a checksum. Warns where it is damaged: then it is made again."""
-    try:
-        if file.is_file():
-            with np.load(checked(file)):
-                return all(checked(other, must=True) for other in others)
-    except UNREADABLE as e:
-        warn(f'{file} can not be used ({first_line(e)}): the selection is made again')
-    return False
-
-
-def write_selection(folder, pool, scores, class_names, facts):
-    """The list and the pictures for a reader, and last what a resumed run reads. scores: (noise, labels, chosen)."""
-    noise, labels, chosen = scores
-    write_csv(folder / 'selection.csv', pool, noise, labels, chosen)
-    write_thumbnails(folder / 'thumbnails.npz', pool, noise, labels, class_names, chosen)
-    with written_aside(folder / 'selection.npz') as file:
-        np.savez(file, noise=noise, labels=labels, chosen=chosen, **facts)
-
-
-def sketch(pool, chosen):
-    """(n, 1, 4, 4) uint8: the chosen images' mean grey levels by sixteenths, which tell whether they are still the same, however they are
-    decoded."""
-    batches = [pool.take(chosen[i : i + BATCH]).float().mean(dim=1, keepdim=True) for i in range(0, len(chosen), BATCH)]
-    return torch.cat([F.adaptive_avg_pool2d(x, 4).round().byte() for x in batches]).numpy()
-
-
-def alike(one, other):
-    """Whether two sketches differ by no more than decoders do."""
-    return np.abs(one.astype(np.int16) - other).max() <= 3
+    return Selection(pool, where, noise[chosen], labels[chosen], np.bincount(labels, minlength=teacher.classes), float(noise.mean()))

@@ -5,7 +5,7 @@ import torch
 
 import distributed
 from data import Split
-from selection import BATCH, Rule, scores_of, select
+from selection import BATCH, Rule, image_digest, scores_of, select
 from training import rng
 from utils import say
 from wild.pool import open_stream
@@ -32,9 +32,9 @@ def held_out(selection, pool, wild, teacher, seed):
 
 
 def unchosen_of_stream(selection, wild):
-    chosen = set(selection.pool.names())
+    chosen = selection.digests()  # and not names, which change when the pool is moved
     for part in open_stream(wild, shared=False):
-        rows = [row for row, name in enumerate(part.names) if name not in chosen][:HELD]
+        rows = [row for row, image in enumerate(part.images) if image_digest(image) not in chosen][:HELD]
         if rows:
             return torch.from_numpy(part.images[rows].copy())
     return None

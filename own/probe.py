@@ -25,7 +25,8 @@ class Outputs(nn.Module):
         self.call, self.output, self.bgr, self.batch = call, output, bgr, batch
 
     def forward(self, x):
-        x = (x.flip(1) if self.bgr else x).contiguous()  # many networks of others can't read channels_last
+        # a copy, as the network may work in place; and contiguous: many can't read channels_last
+        x = (x.flip(1) if self.bgr else x).clone(memory_format=torch.contiguous_format)
         if self.batch:  # as many as it takes at a time, the last ones filled up
             pad = -len(x) % self.batch
             parts = torch.cat([x, x[-1:].expand(pad, *x.shape[1:])]).split(self.batch)
@@ -40,6 +41,8 @@ def scores(outputs):
     """The tensor (B, classes) among a network's outputs: a tensor, an array, a tuple (its first: others are auxiliary), or a dictionary or
     object with logits."""
     if hasattr(outputs, 'keys'):
+        if 'logits' not in outputs and len(outputs) != 1:
+            raise UserError(f'it gives {", ".join(map(str, outputs))}, and none is named logits')
         outputs = outputs['logits'] if 'logits' in outputs else next(iter(outputs.values()))
     outputs = getattr(outputs, 'logits', outputs)
     if isinstance(outputs, (tuple, list)) and len(outputs):
@@ -66,7 +69,7 @@ def probe(name, net, channels, sizes, device):
                     raise UserError(f'{len(x)} images gave {len(y)} rows')
                 found[count, size] = y
             except Exception as e:  # whatever the network of a stranger raises
-                reason = reason or (str(e) if isinstance(e, UserError) else plain_line(e))
+                reason = reason or (f'{e}; a function of yours can give the logits alone' if isinstance(e, UserError) else plain_line(e))
     if not found:
         tried = ' or '.join(f'{count} x {size} x {size}' for count in channels for size in sizes[:3])
         raise UserError(f'{name} can not take images of {tried} ({reason}): give its input with --channels and --size')
@@ -77,9 +80,20 @@ def probe(name, net, channels, sizes, device):
     (count, size), y = found.popitem()
     if y.shape[1] < 2:
         raise UserError(f'{name} gives {y.shape[1]} number an image, where one for each class is expected')
+    if not takes_one(net, torch.zeros(1, count, size, size, device=device), y):
+        raise UserError(f'{name} takes four images at a time and not one alone, as the last of a pool may be: keep the first dimension in '
+                        'it, as flatten(1) does and squeeze() does not')
     if not torch.isfinite(y).all():
         raise UserError(f'{name} gives numbers that are not finite: check its weights')
     return count, size, y
+
+
+def takes_one(net, x, y):
+    """Whether the network gives an image alone, x, a row like those of several, y."""
+    try:
+        return net(x).shape == y[:1].shape
+    except Exception:  # see probe
+        return False
 
 
 def output_kind(name, y, told=None):
@@ -149,7 +163,7 @@ def normalisation(wanted, made, info, channels, bgr):
         given, stated = getattr(wanted, key), made.facts.get(key)
         sources = ((given, None), (stated, None), (made.advice.get(key), f'as {wanted.spec} has them for its own weights'),
                    (info and getattr(info, key), 'as the data set has them'))
-        value, source = next(((v, n) for v, n in sources if v is not None), (None, None))
+        value, source = next(((v, n) for v, n in sources if v not in (None, ())), (None, None))
         if value is None:
             raise UserError(f"nobody says what mean and std {wanted.spec}'s input is normalised with: give --mean and --std, of pixels in "
                             "0..1, one number a channel; ImageNet's are --mean 0.485 0.456 0.406 --std 0.229 0.224 0.225, and an input of "

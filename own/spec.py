@@ -201,8 +201,9 @@ def from_function(file, name, classes, channels):
     if not callable(function):
         raise UserError(f'{file} has no function {name}: {nearest(name, vars(module)) or "check its name"}')
     known = {'num_classes': classes, **dict.fromkeys(('in_chans', 'in_channels', 'num_channels'), channels)}
-    parameters = {} if isinstance(function, nn.Module) else inspect.signature(function).parameters
-    if isinstance(function, nn.Module) or any(p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+    ready = isinstance(function, (nn.Module, torch.jit.ScriptFunction))
+    parameters = {} if ready else inspect.signature(function).parameters
+    if ready or any(p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
                                               and p.name not in known for p in parameters.values()):
         return function
     with told(f'{file}:{name}', path.parent):

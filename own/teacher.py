@@ -259,8 +259,8 @@ def load_teacher(wanted, dataset, info, device, amp, fold=True):
         notes.insert(0, f'weights {wanted.weights}: {"; ".join(made.undone)}')
     names = read_names(wanted.class_names, y.shape[1]) if wanted.class_names else facts.get('class_names') or (info and info.names)
     digest = made.digest
-    if made.kind == 'function':  # which may read its weights from any file: so what it gives tells it, too
-        digest = digest_of(' '.join([digest, *(f'{value:.3g}' for value in y.flatten().tolist())]).encode())
+    if made.kind == 'function':  # which may read its weights from any file: so what it gives tells it, too; few and coarse numbers, as
+        digest = digest_of(' '.join([digest, *(f'{value:.2g}' for value in y[:, :4].flatten().tolist())]).encode())  # processors differ
     if output != 'logits' or bgr:
         digest = digest_of(f'{digest} {output} {bgr}'.encode())
     return Teacher(

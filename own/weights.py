@@ -168,7 +168,7 @@ def likely_cause(own, given, wrong):
     heads = [k for k in wrong if own[k].shape[1:] == given[k].shape[1:] and k.rsplit('.', 1)[0] == [*own][-1].rsplit('.', 1)[0]]
     if wrong and len(heads) == len(wrong):
         return f'Likely cause: another number of classes, {len(given[wrong[-1]])} in the file and {len(own[wrong[-1]])} in the network.'
-    if first in wrong:
+    if first in wrong and given[first].ndim == 4:
         (out, channels, *kernel), (out_given, channels_given, *kernel_given) = own[first].shape, given[first].shape
         if kernel != kernel_given:
             stems = {7: "ImageNet's stem (7 x 7)", 3: "CIFAR's stem (3 x 3)"}

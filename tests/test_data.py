@@ -307,7 +307,31 @@ def test_class_folders_are_read_as_imagefolder_reads_them_or_in_the_order_of_cla
 def test_the_trainings_order_holds_for_names_that_spelling_does_not_tell_apart(names, tmp_path):
     write_classes(tmp_path / 'test', dict.fromkeys(names, 1))
     info = DATASETS['folder']._replace(classes=len(names), names=names, channels=3)
-    assert data.own_order(tmp_path, tmp_path / 'test', info) == list(names)
+    assert classes.own_order(tmp_path, tmp_path / 'test', info) == list(names)
+
+
+@pytest.mark.parametrize('listed', [False, True])
+def test_of_a_teacher_that_knows_numbers_alone_the_folders_keep_their_own_order(listed, tmp_path, capsys):
+    numbers = tuple(map(str, range(12)))
+    write_classes(tmp_path / 'test', dict.fromkeys(numbers, 1))
+    if listed:
+        (tmp_path / 'classes.txt').write_text('\n'.join(numbers))
+    info = DATASETS['folder']._replace(classes=12, names=numbers, channels=3)
+    order = classes.own_order(tmp_path, tmp_path / 'test', info)
+    assert order == (list(numbers) if listed else sorted(numbers))  # ImageFolder's
+    assert ('classes.txt would give another' in capsys.readouterr().out) == (not listed)
+
+
+def test_a_split_of_class_folders_is_known_by_its_names_wherever_it_is(tmp_path):
+    for place in ('here', 'there'):
+        write_classes(tmp_path / place / 'train', {'a': 2, 'b': 3})
+    one, moved = (opened_folder(tmp_path / place)[1].source for place in ('here', 'there'))
+    assert one == moved and '5 images of 2 classes' in one
+    seen = {one}
+    for old, new in (('a', 'c'), ('b/000.png', 'b/x.png')):
+        os.rename(tmp_path / 'there/train' / old, tmp_path / 'there/train' / new)
+        seen.add(opened_folder(tmp_path / 'there')[1].source)
+    assert len(seen) == 3
 
 
 @pytest.mark.parametrize('size', [32, 64, 96])
@@ -349,7 +373,8 @@ def test_a_class_without_an_image_and_classes_that_differ_are_told(tmp_path):
     os.rename(tmp_path / 'train' / 'c' / 'x.heic', tmp_path / 'train' / 'c' / 'x.png')
     assert f'{tmp_path / "train" / "c"} can be read' in told(True)
     write_images(tmp_path / 'train' / 'c', 1)
-    assert 'the training data has 1 classes' in (line := told()) and 'such as c' in line and str(tmp_path / 'test') in line
+    assert 'the training data (or --class_names) has 1 classes' in (line := told()) and 'such as c' in line
+    assert str(tmp_path / 'test') in line
     write_classes(tmp_path / 'test', {'c': 1, 'd': 1})
     assert 'such as d' in told()
     for listed, part in (('a\nb\n', 'such as c'), ('a\nb\nc\ne\n', 'such as e'), ('a\nb\nc\na\n', 'twice')):

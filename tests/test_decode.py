@@ -2,6 +2,7 @@
 import contextlib
 import errno
 import faulthandler
+import functools
 import multiprocessing
 import os
 import signal
@@ -18,7 +19,7 @@ from PIL import Image, ImageOps
 from torchvision import transforms
 
 from utils import read_json_lines
-from wild import decode, reading, workers
+from wild import decode, parts, reading, workers
 from wild.decode import decode_files, jobs_of
 from wild.pixels import to_array
 from wild.pool import Pool
@@ -96,7 +97,8 @@ def test_a_drawing_on_a_transparent_ground_is_visible(mode, ink, channels):
 
 
 @pytest.mark.parametrize('kind, factor', [(np.uint16, 1), (np.int32, 1), (np.uint16, 16), (np.int32, 257), (np.uint16, 257),
-                                          (np.int32, 2**20), (np.float32, 1), (np.float32, 1 / 255), (np.float32, 257)])
+                                          (np.int32, 2**20), (np.float32, 1), (np.float32, 1 / 255), (np.float32, 1.004 / 255),
+                                          (np.float32, 257)])
 def test_grey_of_a_wide_type_is_scaled_by_the_bits_that_it_uses(kind, factor):
     image = Image.fromarray((np.asarray(drawing(), np.float64) * factor).astype(kind))
     assert image.mode[0] in 'IF' and np.abs(to_array(image, 64, 1)[0].astype(int) - np.asarray(drawing())).max() <= 1
@@ -312,9 +314,20 @@ def test_a_decoder_that_dies_takes_its_image_alone_with_it(number, wrong, tmp_pa
 
 
 def test_a_part_that_is_done_again_forgets_what_was_skipped(tmp_path):
-    decode.save_part(tmp_path, 0, np.zeros((1, 3, 32, 32), np.uint8), ['a'], skipped=[Skip('b', 'is empty')])
-    decode.save_part(tmp_path, 0, np.zeros((2, 3, 32, 32), np.uint8), ['a', 'b'])
+    parts.save_part(tmp_path, 0, np.zeros((1, 3, 32, 32), np.uint8), ['a'], skipped=[Skip('b', 'is empty')])
+    parts.save_part(tmp_path, 0, np.zeros((2, 3, 32, 32), np.uint8), ['a', 'b'])
     assert sorted(os.listdir(tmp_path)) == ['000000.npy', '000000.txt']
+
+
+def test_a_pool_of_many_parts_maps_few_at_a_time_and_checks_each_once(tmp_path, pool_from, monkeypatch):
+    monkeypatch.setattr(decode, 'CHUNK', 1)
+    monkeypatch.setattr(parts, 'mapped', functools.lru_cache(3)(parts.mapped.__wrapped__))
+    paths = write_images(tmp_path / 'photos', 8)
+    pool, checked = pool_from(paths), Mock(side_effect=parts.checked)
+    monkeypatch.setattr(parts, 'checked', checked)
+    for _ in range(2):
+        assert_pool_is(pool, paths)
+    assert checked.call_count == 8 and parts.mapped.cache_info().currsize == 3
 
 
 @pytest.mark.skipif(not os.path.isdir('/proc/self/fd'), reason='needs /proc')

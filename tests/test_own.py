@@ -28,6 +28,8 @@ CPU = torch.device('cpu')
 NORM = dict(mean=[0.5], std=[0.25])
 # a repository of its own, with names that ours have too
 CODE = '''
+import warnings
+
 import torch
 import torchvision
 from torch import nn
@@ -87,6 +89,31 @@ def softened():
 
 def fails():
     raise RuntimeError('no such luck')
+
+
+class Squeezed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = small()
+
+    def forward(self, x):
+        return self.net(x).squeeze()
+
+
+def several(images):
+    return {'features': images.flatten(1), 'output': ready()(images)}
+
+
+def in_place(images):
+    images -= 0.5
+    return ready()(images)
+
+
+with warnings.catch_warnings(action='ignore'):  # the newest torch would have another way
+
+    @torch.jit.script
+    def scripted(images):
+        return images.flatten(1)[:, :4]
 
 
 text = 'no function'
@@ -245,6 +272,13 @@ def test_weights_that_do_not_fit_name_names_shapes_and_the_likely_cause(change, 
     assert ('expected' in text) == (change != dict(arch='resnet34'))
 
 
+@pytest.mark.parametrize('shape', [(8, 3), (8,)])
+def test_weights_of_no_filters_where_filters_are_expected_are_told(shape):
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten())
+    given = {'0.weight': torch.zeros(shape), '0.bias': torch.zeros(8)}
+    assert str(shape) in error_of(weights.fit, net, weights.Weights(given, 'w.pth', None, []))
+
+
 def test_the_stem_and_the_names_of_torchvision_are_recognised():
     from torchvision.models import resnet18
     text = error_of(weights.fit, build(**OURS | {'width': 64}), weights.Weights(resnet18().state_dict(), 'w.pth', None, []))
@@ -254,6 +288,29 @@ def test_the_stem_and_the_names_of_torchvision_are_recognised():
 
 
 # ---------------------------------------------------------------- specs
+
+
+def test_a_network_that_works_in_place_and_a_scripted_function_are_taken_as_they_are(repo):
+    teacher = teacher_of(repo, 'mine.py:in_place', size=16)
+    x = torch.randn(3, 3, 16, 16)
+    kept = x.clone()
+    with torch.no_grad():
+        torch.testing.assert_close(teacher.logits(x), repo.net(kept - 0.5))
+    assert torch.equal(x, kept)
+    assert torch.equal(teacher_of(repo, 'mine.py:scripted', size=16, channels='3').logits(x), x.flatten(1)[:, :4])
+
+
+def test_a_functions_digest_changes_with_its_weights_and_not_with_a_processors_rounding(tmp_path, monkeypatch):
+    (tmp_path / 'f.py').write_text('import os\nimport torch\n\ntorch.manual_seed(0)\nW = torch.randn(768, 50)\n\n\ndef f(images):\n'
+                                   "    y = images.flatten(1) @ W\n    torch.manual_seed(int(os.environ['SEED']))\n"
+                                   "    return y * (1 + float(os.environ['BY']) * torch.randn(y.shape))\n")
+
+    def digest(seed, by):
+        monkeypatch.setenv('SEED', str(seed))
+        monkeypatch.setenv('BY', str(by))
+        return load_teacher(Wanted(f'{tmp_path}/f.py:f', **NORM, size=16, channels='3'), None, None, CPU, 'off').digest
+
+    assert len({digest(seed, 1e-6) for seed in range(20)}) == 1 and digest(0, 0) != digest(0, 0.05)
 
 
 @pytest.mark.parametrize('name', ['mine.py:ready', 'mine.py:softmax', 'net.ts', 'net.pt2', 'one.pt2'])
@@ -343,7 +400,9 @@ def test_our_resnets_take_width_and_classes_from_their_weights(tmp_path):
     ('mine.py:ready', dict(size=16, mean=[0.1, 0.2]), ['--mean has 2 numbers', '3 channels']),
     ('mine.py:ready', dict(size=16, output='probabilities'), ['--teacher_output probabilities', 'logits']),
     ('mine.py:ready', dict(size=16, class_names=['a', 'b']), ['2 names', '4 classes']),
-    ('mine.py:four', dict(size=16), ['4 channels', '1 or 3']), ('mine.py:lazy', dict(size=16), ['lazy', 'could not be built']),
+    ('mine.py:four', dict(size=16), ['4 channels', '1 or 3']), ('mine.py:Squeezed', dict(size=16), ['not one alone', 'squeeze']),
+    ('mine.py:several', dict(size=16), ['features, output', 'logits']),
+    ('mine.py:lazy', dict(size=16), ['lazy', 'could not be built']),
     ('mine.py:in_bfloat16', dict(size=16), ['can not take images', 'type']), ('run', dict(width=64), ['width of 64', 'has 8'])])
 def test_a_wrong_spec_is_one_line(repo, name, how, parts, monkeypatch):
     if name == 'resnet19':
@@ -405,6 +464,11 @@ def test_bgr_flips_the_channels_and_takes_mean_and_std_in_that_order(repo):
     with torch.no_grad():
         torch.testing.assert_close(flipped.logits(images), repo.net(x), rtol=1e-4, atol=1e-4)
     assert flipped.digest != teacher_of(repo, 'mine.py:ready', size=16).digest
+
+
+def test_class_folders_do_not_say_what_a_networks_input_is_normalised_with(repo):
+    text = error_of(load_teacher, Wanted(repo.at('mine.py:ready'), size=16), 'folder', DATASETS['folder'], CPU, 'off')
+    assert 'nobody says' in text and '--mean 0.485' in text
 
 
 def test_bgr_leaves_the_order_of_what_no_flag_gave():
@@ -472,7 +536,7 @@ def flags(*words):
     (['--student', 'NETnet.pt2'], ['outputs alone']), (['--student', 'NETmine.py:ready', '--student_weights', 'NETboth.pth'], None),
     (['--student', 'torchvision:resnet18', '--width', '8'], ['width of 8']), (['--student', 'NETmine.py:softened'], ['softmax']),
     (['--student', 'NETmine.py:Aux'], ["can not be trained (AttributeError: 'tuple'"]), (['--student', 'NETmine.py:lazy'], ['lazy']),
-    (['--student', 'NETmine.py:fixed'], ['can not be trained (RuntimeError']),
+    (['--student', 'NETmine.py:fixed'], ['can not be trained (RuntimeError']), (['--student', 'NETmine.py:Squeezed'], ['not one alone']),
     (['--student', 'NETrun', '--width', '77'], ['width of 77', 'has 8'])])
 def test_a_student_is_built_for_the_teacher_or_refused(repo, words, parts):
     teacher = teacher_of(repo, 'net.pt2')

@@ -125,6 +125,16 @@ def test_resume_with_another_setting_is_refused_by_name(change, named, tmp_path)
     assert all(part in text for part in (*named, '--run NAME'))
 
 
+@pytest.mark.parametrize('resume', [False, True])
+def test_what_a_stream_has_read_is_not_lost_to_another_setting(resume, tmp_path):
+    (open_run(tmp_path).folder / 'stream').mkdir()
+    run = open_run(tmp_path, seed=1)  # no part is read yet
+    (run.folder / 'stream' / '00000000.npz').touch()
+    assert open_run(tmp_path, seed=1, resume=resume).settings.seed == 1
+    text = error_of(open_run, tmp_path, seed=2, resume=resume)
+    assert 'seed=1' in text and 'seed=2' in text and '--run NAME' in text
+
+
 def test_every_setting_that_changed_is_named(tmp_path):
     open_begun(tmp_path, T=4.0)
     text = error_of(open_run, tmp_path, resume=True, T=2.0, lr=0.2)

@@ -1,6 +1,7 @@
 """The scripts, run as a user runs them, on tiny budgets: from teacher to student, resumed, and told wrong things."""
 
 import os
+import shutil
 import time
 
 import numpy as np
@@ -269,6 +270,17 @@ def test_mistakes_with_own_classes_are_one_line(classes, script, args, parts):
     text = error(run(script, '--dataset', 'folder', *args, '--run', 'none', cwd=classes, code=2))
     assert all(part in text for part in parts), text
     assert not (classes / 'runs/none').exists()
+
+
+def test_a_run_goes_on_with_the_same_labelled_images_alone(classes):
+    args = '--dataset', 'folder', '--size', 40, '--width', 8, '--epochs', 1, '--batch_size', 12, '--resume'
+    for place, part in (('copy', None), ('other', 'labelled_images=24 images of 3 classes')):
+        shutil.copytree(classes / 'mine', classes / place, dirs_exist_ok=True)
+        if part:  # sorted, it moves every label
+            for split in ('train', 'val'):
+                os.rename(classes / place / split / 'cat', classes / place / split / 'fox')
+        done = run('teacher-train.py', *args, '--data', place, cwd=classes, code=2 if part else 0)
+        assert part in error(done) if part else result(done)['images_seen'] == 24
 
 
 def test_the_short_recipe_learns_by_muon_from_a_weighted_selection(photos):

@@ -12,25 +12,15 @@ import torch
 from images import error_of, random_images, teacher_of
 from torch import nn
 
-from selection import (
-    POWER,
-    SELECT,
-    Rule,
-    Selection,
-    score,
-    score_and_select,
-    select,
-    worth_keeping,
-    write_csv,
-    write_thumbnails,
-)
+from keep.chosen import write_csv, write_thumbnails
+from selection import POWER, SELECT, Rule, Selection, score, score_and_select, select, worth_keeping
 from utils import written_aside
-from wild import decode
+from wild import parts
 from wild.pool import Pool
 
 
 class Part:
-    """Images in memory, in place of a decode.Part."""
+    """Images in memory, in place of a parts.Part."""
 
     file = Path(os.devnull) / "none"  # so nothing can be kept beside them
 
@@ -72,7 +62,7 @@ def test_scores_are_kept_beside_the_images_for_the_same_teacher_alone(tmp_path):
     seen, images = [], random_images(150, 1, 4, 4)
     with written_aside(tmp_path / '000000.npy') as file:
         np.save(file, images)
-    pool = Pool([decode.Part(tmp_path / '000000.npy', 150)], 'kept')
+    pool = Pool([parts.Part(tmp_path / '000000.npy', 150)], 'kept')
 
     def scores(digest='digest', **how):
         teacher = teacher_of(lambda x: seen.append(len(x)) or x.flatten(1)[:, :10], **how)
@@ -233,6 +223,20 @@ def test_a_kept_selection_is_found_again_but_not_for_other_images(tmp_path):
     for other in (pool_of(255 - images), pool_of(images[:-1]), pool_of(images[::-1]), pool_of(images[..., ::-1])):
         text = error_of(score_and_select, tmp_path, other, teacher, rule)
         assert '--run NAME' in text and str(tmp_path / 'selection.csv') in text
+
+
+def test_a_kept_selection_goes_on_in_a_pool_that_gained_what_could_not_be_read(tmp_path):
+    images, teacher, rule = random_images(60, 1, 32, 32), first_pixels(std=(0.1,)), Rule('balanced', 15, 0)
+    one, two, more = Part(images[:20], 'a{}'), Part(images[20:40], 'c{}'), Part(images[40:], 'b{}')
+    kept = score_and_select(tmp_path, Pool([one, two], 'at first'), teacher, rule)
+    for now in ([one, more, two], [one, two, more], [more, one, two]):
+        again = score_and_select(tmp_path, Pool(now, 'later'), teacher, rule)
+        assert np.array_equal(again.pool.take(again.chosen), images[kept.chosen]) and np.array_equal(again.noise, kept.noise)
+        assert again.pool_counts.sum() == 40 and again.counts.tolist() == kept.counts.tolist()
+    for now in ([two, more, one], [one, more], [one, Part(images[20:40][..., ::-1], 'c{}'), more]):
+        assert '--run NAME' in error_of(score_and_select, tmp_path, Pool(now, 'others'), teacher, rule)
+    os.remove(tmp_path / 'selection.csv')
+    assert '--run NAME' in error_of(score_and_select, tmp_path, Pool([one, more, two], 'no list'), teacher, rule)
 
 
 @pytest.mark.parametrize('name', ['photos/a "{}", b.png', pytest.param(os.fsdecode(b'caf\xe9{}.png'), marks=pytest.mark.skipif(

@@ -19,6 +19,7 @@ from test_selection import random_pools, slow
 import distributed
 from data import DATASETS
 from networks import build, save_network
+from own import estimate
 from selection import Rule, lowest_first, select
 from utils import read_json_lines
 from wild import decode, demo, pool, stream
@@ -305,6 +306,20 @@ def test_it_goes_on_without_the_pool_but_not_without_the_selected_images(digits)
     assert 'selection is made again' in done.stderr and '--wild going' in error(done)  # and its pool is gone
 
 
+def test_agreement_is_measured_on_images_that_were_not_selected_wherever_they_are_now(digits):
+    folder = digits / 'unseen'
+    shutil.copytree(digits / 'wild', folder)
+    flags = '--stream', '--data', 'nowhere'
+    distil(digits, 'unseen', *flags, '--score_only', wild=['unseen'])
+    seen = []
+    with pytest.MonkeyPatch.context() as m:
+        original = estimate.unchosen_of_stream
+        m.setattr(estimate, 'unchosen_of_stream', lambda *a: seen.append(original(*a)) or seen[-1])
+        distil(digits, 'unseen', *flags, '--resume', wild=['./unseen'])
+    selected = np.load(digits / 'runs/unseen/selected/000000.npy')
+    assert len(seen[0]) == 90 and not {x.tobytes() for x in selected} & {x.tobytes() for x in seen[0].numpy()}
+
+
 @pytest.mark.parametrize('how, named', [
     (dict(num_select=None), ['--num_select']), (dict(num_select=None, select='all'), ['--num_select']),
     (dict(select='all'), ['--num_select 60', '--select all']), (dict(num_select=500), ['num_select=500', '150 images']),
@@ -315,5 +330,5 @@ def test_mistakes(how, named, digits, monkeypatch):
     if how.get('wild') == ['nothing']:
         Path(write_images(digits / 'nothing', 1)[0]).write_bytes(b'broken')
     flags = ['--select', how.pop('select')] if 'select' in how else []
-    text = error(distil(digits, 'mistake', '--stream', *flags, **how, code=2))
+    text = error(distil(digits, f'mistake {named[-1]}', '--stream', *flags, **how, code=2))
     assert all(part in text for part in named)

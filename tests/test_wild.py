@@ -18,7 +18,7 @@ from images import CPU, assert_pool_is, error_of, pixels, random_images, referen
 from PIL import Image
 
 from utils import read_json_lines
-from wild import decode, reading
+from wild import decode, parts, reading
 from wild import demo as demo_pool
 from wild import pool as wild_pool
 from wild.pool import SETS, Pool, open_stream
@@ -269,8 +269,8 @@ def test_a_list_in_utf_16_is_read(tmp_path, pool_of):
 def test_batches_in_any_order_equal_single_images_from_memory_or_disk(tmp_path, monkeypatch, capfd):
     images, random = random_images(7, 3, 32, 32), np.random.default_rng(0)
     for i, rows in enumerate((range(3), range(0), range(3, 7))):
-        decode.save_part(tmp_path, i, images[rows], [f'image {k}' for k in rows])
-    pool = Pool([decode.Part(tmp_path / f'{i:06d}.npy', n) for i, n in enumerate((3, 0, 4))], 'a+b')
+        parts.save_part(tmp_path, i, images[rows], [f'image {k}' for k in rows])
+    pool = Pool([parts.Part(tmp_path / f'{i:06d}.npy', n) for i, n in enumerate((3, 0, 4))], 'a+b')
     assert len(pool) == 7 and list(pool.names()) == [f'image {k}' for k in range(7)]
     for _ in range(20):
         indices = random.integers(0, 7, 5)

@@ -58,6 +58,23 @@ def check_same(names, others, where, other):
                             'classes')
 
 
+def own_order(root, part, info):
+    """The class folders of a part of `folder` in the order of info's classes, which are the training's. Where a teacher knows numbers
+    alone, the order is the folder's own."""
+    classes, unnamed = class_order(root, part), info.names == tuple(map(str, range(info.classes)))
+    if not unnamed:
+        if set(classes) == set(info.names):
+            return list(info.names)
+        if ordered := in_order(classes, info.names):
+            return ordered
+        check_same(info.names, classes, 'the training data (or --class_names)', part)
+    if len(classes) != info.classes:
+        raise UserError(f'{part} holds {len(classes)} class folders, and the teacher has {info.classes} classes: give one for each')
+    if set(classes) == set(info.names) and classes != list(info.names):
+        say(f'labels 0 to {len(classes) - 1} of {part} are {", ".join(classes)}; {root}/classes.txt would give another order')
+    return classes
+
+
 def read_classes(part, names, info, cache_dir, decoder):
     """The images of a part, at any depth below a class's folder. names: its class folders, in the order of the labels. info: of
     data.DATASETS, for size and channels. Returns (parts as of decode_files, labels (N,) int64). Raises UserError for a class without

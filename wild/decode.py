@@ -1,7 +1,6 @@
 """Image files and shards to uint8 arrays: decoded once by worker processes, then kept in parts and read as memory."""
 
 import contextlib
-import functools
 import hashlib
 import itertools
 import os
@@ -11,30 +10,25 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from utils import (
     Damaged,
     UserError,
     checked,
     first_line,
-    json_line,
     progress,
-    read_checked,
     read_json,
-    read_json_lines,
-    read_seal,
     remove,
     say,
     warn,
     write_json,
-    written_aside,
 )
+from wild.parts import Part, read_names, read_skipped, save_part, write_skipped
 from wild.pixels import SQUARE, to_array
-from wild.reading import Skip, cut_shard, decode_job, read_file
+from wild.reading import cut_shard, decode_job, read_file
 from wild.workers import locked, run_jobs
 
-DECODER = 'pil-7'  # part of a cache's key: raise it when the pixels that come out, a part's files, or CHUNK change
+DECODER = 'pil-8'  # part of a cache's key: raise it when the pixels that come out, a part's files, or CHUNK change
 CHUNK = 1024  # files of a part up to SQUARE; a shard is a part of its own
 MANY = 0.05  # the share of files at which skipped ones are warned of, and unreadable ones end a build
 
@@ -45,42 +39,6 @@ def write_part(task, apart=False):
     images, names, skipped = decode_job(job, size, channels, decoder, apart)
     save_part(folder, number, images, names, skipped)
     return len(names), skipped
-
-
-def save_part(folder, number, images, names, skipped=()):
-    write_names(folder / f'{number:06d}.txt', names)
-    (folder / f'{number:06d}.skipped').unlink(missing_ok=True)  # of a part that was stopped
-    if skipped:
-        write_skipped(folder / f'{number:06d}.skipped', skipped)
-    with written_aside(folder / f'{number:06d}.npy') as file:
-        np.save(file, images)
-
-
-def write_skipped(file, skipped):
-    """A JSON object a line, see `reading.Skip`. Letters outside ASCII, and bytes that are none, are escaped."""
-    with written_aside(file, 'w', encoding='ascii') as lines:
-        lines.writelines(json_line(skip._asdict()).decode() for skip in skipped)
-
-
-def read_skipped(folder):
-    """{number of the part: its Skips} of a folder of the cache. A list that is damaged is itself one: then its part is decoded again."""
-    found = {}
-    for file in sorted(folder.glob('*.skipped')):
-        try:
-            found[int(file.stem)] = [Skip(**line) for line in read_json_lines(file)]
-        except Damaged:
-            found[int(file.stem)] = [Skip(str(file), 'this list is damaged', True)]
-    return found
-
-
-def write_names(file, names):
-    """One a line, as bytes of any kind. A line's end inside a name would move all that follow to the wrong images."""
-    with written_aside(file) as out:
-        out.write(''.join(name.replace('\n', '\\n') + '\n' for name in names).encode('utf-8', 'surrogateescape'))
-
-
-def read_names(file, must=True):
-    return read_checked(file, must).decode('utf-8', 'surrogateescape').split('\n')[:-1]
 
 
 def jobs_of(paths, size):
@@ -197,44 +155,6 @@ def decode_dataset(dataset, shape, cache_dir, name, source):
 
 
 # ---------------------------------------------------------------- the cache
-
-
-class Part:
-    """One file of decoded images, opened and verified when it is first read. count: how many it holds. rebuild: writes the part's files
-    again, where one is damaged; see `cached`."""
-
-    def __init__(self, file, count, rebuild=None):
-        self.file, self.count, self.rebuild = file, count, rebuild
-
-    def __reduce__(self):
-        return Part, (self.file, self.count)  # a worker process reads it, and can't rebuild it
-
-    def verified(self, read, file):
-        """read(file, must=True), once more where the file was damaged."""
-        try:
-            return read(file, must=True)
-        except (Damaged, FileNotFoundError):
-            if not self.rebuild:
-                raise
-            self.rebuild(self.file, file)
-            return read(file, must=True)
-
-    @functools.cached_property
-    def images(self):
-        """(count, channels, size, size) uint8. Mapped by torch: numpy's memmap keeps a file open for each part, and a large
-        pool has more parts than a process may have open files (often 1,024)."""
-        array = np.load(self.verified(checked, self.file), mmap_mode='r')
-        if len(array) != self.count:
-            raise UserError(f'{self.file} holds {len(array)} images, and held {self.count}: delete {self.file.parent}')
-        mapped = torch.from_file(str(self.file), size=array.offset + array.size, dtype=torch.uint8)
-        return mapped[array.offset :].view(array.shape).numpy()
-
-    def seal(self):
-        """Bytes that change with the pixels."""
-        return read_seal(self.file)
-
-    def names(self):
-        return self.verified(read_names, self.file.with_suffix('.txt'))
 
 
 def fingerprints(files, changed=True):

@@ -62,11 +62,11 @@ def centre(side, shorter, short, size):
 
 def eight_bits(image):
     """Grey values of a wide type as bytes. Integers are taken to fill 16 bits, or 8 or 12 where they stay below; floats may also
-    be in 0..1."""
+    be in 0..1, or a little above it, as a resize leaves them."""
     values = np.asarray(image)
     rows = np.array_split(values, min(len(values), -(-values.size // 2**20)))  # as float64 all would take eight times the image's memory
     top = max(np.nan_to_num(some.astype(np.float64)).max() for some in rows)
-    full = 1 if image.mode == 'F' and top <= 1 else next((2**bits - 1 for bits in (8, 12, 16) if top < 2**bits), top)
+    full = 1 if image.mode == 'F' and top < 2 else next((2**bits - 1 for bits in (8, 12, 16) if top < 2**bits), top)
 
     def scaled(some):
         some = np.nan_to_num(some.astype(np.float64))

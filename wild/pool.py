@@ -18,7 +18,8 @@ import distributed
 from training import free_memory
 from utils import UserError, first_line, say
 from wild import demo
-from wild.decode import Part, decode_dataset, decode_files, fingerprints, jobs_of
+from wild.decode import decode_dataset, decode_files, fingerprints, jobs_of
+from wild.parts import Part
 from wild.reading import Decoder, decode_job
 from wild.sources import find_images, find_shards, read_list
 from wild.workers import run_jobs
@@ -41,7 +42,7 @@ SETS = {
 
 
 class Pool:
-    """The images of one or more sources, one after another, in the parts that they were decoded to (see decode.Part). numbers: of those
+    """The images of one or more sources, one after another, in the parts that they were decoded to (see parts.Part). numbers: of those
     parts that hold an image, among all; a stream counts them so, too."""
 
     def __init__(self, parts, name):

@@ -9,6 +9,7 @@ import pickle
 import re
 import signal
 import stat
+import struct
 import tarfile
 import time
 import warnings
@@ -62,11 +63,20 @@ class Decoder(NamedTuple):
 
     def accepts(self, start):
         """Whether a file that begins with the 32 bytes may be an image. Nothing is decoded."""
-        return any((accept := Image.OPEN[name][1]) is None or accept(start) is True for name in self.known())
+        return any(accepts(Image.OPEN[name][1], start) for name in self.known())
 
     def key(self):
         """A line that changes with what may be read."""
         return f'{self.pixels} {self.seconds} {self.memory} {" ".join(self.known())}'
+
+
+def accepts(accept, start):
+    """Whether the accept function of one of Pillow's formats, or None, takes a file for its own. Pillow's open passes over the same
+    errors."""
+    try:
+        return accept is None or accept(start) is True
+    except (SyntaxError, IndexError, TypeError, struct.error):
+        return False
 
 
 HERE = Decoder()  # in this process
@@ -224,7 +234,8 @@ def limit_memory(decoder, on=True):
         hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
         with open('/proc/self/statm') as file:
             now = int(file.read().split()[5]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_DATA, (now + int(decoder.memory * 2**20) if on else hard, hard))
+        limit = now + int(decoder.memory * 2**20) if on else hard
+        resource.setrlimit(resource.RLIMIT_DATA, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
 
 
 def in_child(*args):

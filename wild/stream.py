@@ -9,22 +9,12 @@ import numpy as np
 import torch
 
 import distributed
-from selection import (
-    BATCH,
-    BY_CLASS,
-    UNREADABLE,
-    Selection,
-    check_teacher,
-    is_whole,
-    lowest_first,
-    rank_in_class,
-    scores_of,
-    select,
-    write_selection,
-)
+from keep.chosen import UNREADABLE, is_whole, write_selection
+from selection import BATCH, BY_CLASS, Selection, check_teacher, lowest_first, rank_in_class, scores_of, select
 from training import free_memory
 from utils import LocalError, UserError, checked, progress, remove, say, written_aside
-from wild.decode import DECODER, Part, check_away, read_skipped, save_part, tell_skipped, write_skipped
+from wild.decode import DECODER, check_away, tell_skipped
+from wild.parts import Part, read_skipped, save_part, write_skipped
 from wild.pool import Pool, open_stream
 from wild.reading import Skip
 
@@ -236,7 +226,8 @@ def select_from_candidates(candidates, shares, folder):
     keys, noise, labels, places = (np.concatenate([t[k] for t in tables]) for k in ('keys', 'noise', 'labels', 'places'))
     counts, rule = sum(t['counts'] for t in tables), candidates.rule
     if len(noise) < rule.num_select:
-        raise UserError(f'num_select={rule.num_select}, but the stream held {counts.sum()} images: lower --num_select or add images')
+        raise UserError(f'num_select={rule.num_select}, but the stream held {counts.sum()} images: lower --num_select, with a --run NAME, '
+                        'or add images')
     order = np.argsort(places)  # the stream's
     if rule.how == 'random':
         chosen = np.sort(lowest_first(keys[order])[: rule.num_select])

@@ -35,6 +35,8 @@ def lock(path, wait=False):
         held.acquire(blocking=wait, poll_interval=0.5)
     except filelock.Timeout:
         return None
+    except NotImplementedError:  # some versions' word for ENOSYS
+        pass
     except OSError as e:
         if e.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
             raise
