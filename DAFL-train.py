@@ -2,7 +2,7 @@
 
     python teacher-train.py --dataset MNIST
     python DAFL-train.py --dataset MNIST                           # hours on a CPU; the paper has 98.20 %
-    python DAFL-train.py --dataset MNIST --epochs 20               # a tenth of it: 20 minutes on two cores, 95 %
+    python DAFL-train.py --dataset MNIST --epochs 20               # a tenth of it: one to two hours of a core, 95 %
     python DAFL-train.py --dataset MNIST --method dfad             # two hours of a core or more; its paper has 98.3 %
 
 Small batches hurt: at batch 64 people report half the accuracy. --method dfad is its rival, Data-Free Adversarial Distillation (Fang et
@@ -42,7 +42,7 @@ from wild.reading import Decoder
 def parse():
     parser = arguments.Parser(__doc__.split('\n')[0])
     positive = at_least(float, 0, strict=True)
-    g = arguments.add_common_arguments(parser, (*DATASETS, 'none'))
+    g = arguments.add_common_arguments(parser, (*DATASETS, 'none'), 'MNIST')
     arguments.add_teacher_arguments(parser)
     arguments.add_student_arguments(g)
     g.add_argument('--method', choices=recipes.DATA_FREE, default='dafl', help='dafl: the generator draws what the teacher is sure of, all '
@@ -58,7 +58,6 @@ def parse():
     g.add_argument('--oh', type=at_least(float, 0), help='weight of the one-hot loss')
     g.add_argument('--ie', type=at_least(float, 0), help='weight of the information entropy loss: raise it if classes are missing')
     g.add_argument('--a', type=at_least(float, 0), help='weight of the activation loss')
-    parser.set_defaults(dataset=None)
     args = parser.parse_args()
     args.dataset = args.dataset or (None if args.teacher_dir else 'MNIST')  # None: the one that the teacher's file names, or none
     if given := [f'--{flag}' for flag in ('oh', 'ie', 'a') if args.method == 'dfad' and getattr(args, flag) is not None]:
@@ -87,7 +86,7 @@ def train_epoch(epoch, run, teacher, networks, optimizers):
     def draw():
         return torch.randn(s.batch_size, s.latent_dim, generator=noise)[first:last].to(device)
 
-    step, draws = (dfad_step, s.student_steps + 1) if s.method == 'dfad' else (dafl_step, 1)
+    step, draws = {'dafl': (dafl_step, 1), 'dfad': (dfad_step, s.student_steps + 1)}[s.method]
     for _ in range(run.done * draws):  # of a run that goes on
         draw()
     for _ in progress(range(run.done, s.epoch_steps), desc=f'epoch {epoch}/{s.epochs}', unit='step'):

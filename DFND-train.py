@@ -37,7 +37,7 @@ from wild.stream import stream_and_select
 def parse():
     parser = arguments.Parser(__doc__.split('\n')[0])
     positive, flag = at_least(float, 0, strict=True), argparse.BooleanOptionalAction
-    g = arguments.add_common_arguments(parser, (*DATASETS, 'none'))
+    g = arguments.add_common_arguments(parser, (*DATASETS, 'none'), 'MNIST')
     arguments.add_teacher_arguments(parser)
     arguments.add_student_arguments(g)
     g.add_argument('--recipe', choices=recipes.DFND, help='the settings of every flag that is not given: released and first-upload as '
@@ -57,7 +57,7 @@ def parse():
                    'Table 1\'s "Knowledge distillation"')
     g = parser.add_argument_group('wild images and their selection')
     g.add_argument('--wild', '--data_imagenet', nargs='+', metavar='SOURCE', help='folders of images, text files of paths, .tar shards, '
-                   "torchvision's sets (stl10, svhn, emnist, ...), demo or noise; several are joined (default: the data set's own pool)")
+                   "torchvision's sets (stl10, svhn, emnist, ...), demo, characters, noise; several are joined (default: the data set's)")
     g.add_argument('--select', choices=SELECT, help='weighted: of every class by chance, the surer the likelier; balanced: '
                    'the cleanest of every class; class-random: of every class at random; gumbel: as weighted, by the energy; '
                    "confidence: the cleanest over all; random: the paper's control; pu: as a classifier has it; all: the whole pool")
@@ -72,7 +72,6 @@ def parse():
                    'what can still be chosen; needs --num_select')
     g.add_argument('--score_only', action='store_true', help='stop after the selection; to distil, run the same command with --resume in '
                    'place of --score_only')
-    parser.set_defaults(dataset=None)
     args = parser.parse_args()
     args.dataset = args.dataset or (None if args.teacher_dir else 'MNIST')  # None: the one that the teacher's file names, or none
     return args
@@ -105,7 +104,7 @@ def settle(args, arch, width, teacher, teacher_top1):
         given = ', '.join('--' + f for f in wild_only) or f'--loss {loss}'
         raise UserError(f'--transfer_set original has true labels and no wild images, so {given} means nothing there: leave it out')
     for flag, term in (('teacher_acc', 'nll'), ('T', 'kd')):
-        if getattr(args, flag) and term not in loss:
+        if getattr(args, flag) and term not in loss.replace('rkd', 'kd').split('+'):
             raise UserError(f'--{flag} is of the term {term}, which --loss {loss} leaves out: leave --{flag} out too')
     if not (original or args.wild or own_info(teacher).wild):
         raise UserError(f'--dataset {teacher.dataset} has no wild pool of its own: name images with --wild')
@@ -174,6 +173,7 @@ def train_epoch(epoch, run, s, teacher, transfer, learner):
     and an optimiser for each."""
     student, theta, optimizer, optimizer_theta = learner
     device, weights = teacher.device, transfer.class_weights
+    asked = s.loss.split('+')
     student.train()
     plan = EpochPlan(s.num_select, s.batch_size, s.seed, epoch, s.augment and padding_of(teacher.size), s.flip)
     with progress(total=s.num_select, initial=run.means.count, desc=f'epoch {epoch}/{s.epochs}') as bar:
@@ -190,21 +190,21 @@ def train_epoch(epoch, run, s, teacher, transfer, learner):
             w = None if weights is None else weights[y]
             w_sum = None if weights is None else distributed.sum_for_share(w, weight)
             terms = {}
-            if s.loss == 'rkd':
+            if 'rkd' in asked:
                 losses = robust_kd_losses(logits, t, s.T, w, s.T_power)
                 terms['loss_kd'] = losses[distributed.total(losses.detach() * weight).argmax()]  # the worst over the global batch
-            elif 'kd' in s.loss:
+            if 'kd' in asked:
                 terms['loss_kd'] = kd_loss(logits, t, s.T, w, s.T_power)
-            if 'nll' in s.loss:
+            if 'nll' in asked:
                 terms['loss_nll'] = noisy_nll(logits, y, theta, s.teacher_acc, w, w_sum)
-            if 'ce' in s.loss:
+            if 'ce' in asked:
                 terms['loss_ce'] = (F.cross_entropy(logits, y) if w is None
                                     else F.cross_entropy(logits, y, weights, reduction='sum') / w_sum)
             loss = sum(terms.values())
             optimizer.zero_grad(set_to_none=True)
             optimizer_theta.zero_grad(set_to_none=True)
             (loss * weight).backward()
-            distributed.average_gradients(student, *([theta] if 'nll' in s.loss else []))
+            distributed.average_gradients(student, *([theta] if 'nll' in asked else []))
             optimizer.step()
             optimizer_theta.step()
             run.step_done(size, weight, lr, loss=loss, **terms)

@@ -83,11 +83,13 @@ def name_in(names):
     return parse
 
 
-def add_common_arguments(parser, datasets):
-    """The arguments that mean the same in every script."""
+def add_common_arguments(parser, datasets, unless=None):
+    """The arguments that mean the same in every script. unless: the data set where neither --dataset nor --teacher is given, of a script
+    that has a teacher."""
     g = parser.add_argument_group('data and output')
-    g.add_argument('--dataset', type=name_in(datasets), default='MNIST', metavar='NAME', help=f'one of {", ".join(datasets)}; '
-                   'mnist5k ships with a package and needs no download; folder is your own class folders in --data')
+    g.add_argument('--dataset', type=name_in(datasets), default=None if unless else 'MNIST', metavar='NAME',
+                   help=f'one of {", ".join(datasets)}; mnist5k ships with a package and needs no download; folder is your own class '
+                   'folders in --data' + (f" (default: what the teacher's file names, or {unless} without --teacher)" if unless else ''))
     g.add_argument('--data', '--data_cifar', default='data', metavar='DIR', help="holds torchvision's files, or "
                    '<dataset>/{train,test}/<class>/*; else torchvision downloads to it; with --dataset folder, '
                    '{train,test or val}/<class>/* and, if the order of the classes is not the sorted one, classes.txt')
@@ -157,7 +159,8 @@ def add_student_arguments(g):
     g.add_argument('--student', '--arch', dest='arch', metavar='SPEC', help='resnet18, lenet5half, a network file of ours, or a builder '
                    "as of --teacher; auto, the default: LeNet-5-Half or ResNet-18, smaller than the teacher")
     g.add_argument('--student_weights', metavar='FILE', help='a state dict to start from, such as of a pruned network')
-    g.add_argument('--width', type=at_least(int, 1, high=2**16), help="a ResNet student's width (default: the teacher's)")
+    g.add_argument('--width', type=at_least(int, 1, high=2**16), help="a ResNet student's width (default: "
+                   "a ResNet teacher's; beside others auto takes one that halves the parameters, and a named ResNet has 64)")
     g.add_argument('--export', metavar='FORMATS', help='also write the student as onnx, pt2 or onnx,pt2, for use without this code')
     g.add_argument('--export_normalise', action=argparse.BooleanOptionalAction, default=True,
                    help='put mean and std into the exported file, so that it takes images in 0..1')

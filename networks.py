@@ -121,8 +121,8 @@ def load_network(path):
     except Damaged as e:
         raise Damaged(f'{e}: copy it again, or train it again') from None
     except Exception as e:  # torch.load raises a dozen kinds for a damaged file
-        raise UserError(f'{path} is not a network that this project saved ({first_line(e)}): train one with teacher-train.py, '
-                        'or write yours with networks.save_network, or see docs/your-own.md') from None
+        raise UserError(f'{path} is not a network of this project ({first_line(e)}): train one with teacher-train.py, or write yours with '
+                        'networks.save_network, or see docs/your-own.md; own.spec.make(FILE) reads a student of another builder') from None
     return net.eval(), facts
 
 

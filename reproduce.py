@@ -172,12 +172,12 @@ def parse(words):
     parser.error = bad_usage
     parser.add_argument('table', choices=SCALES, help="table1: the papers' rows; study: what each part of the "
                         'method is worth; pools: selections from pools of which a growing share is of other kinds')
-    parser.add_argument('--dataset', default='cifar10', choices=KIND,
+    parser.add_argument('--dataset', default='cifar10', choices=KIND, help='default: cifar10',
                         type=lambda name: {dataset.lower(): dataset for dataset in KIND}.get(name.lower(), name))
     parser.add_argument('--scale', choices=dict.fromkeys(scale for scales in SCALES.values() for scale in scales),
                         help="full: the published schedules; paper: the paper's networks, 500,000 images seen, the recipe short; paper32: "
                         'the same at half their width; cpu: small networks and budgets, the recipe short; study: the same by the '
-                        "published schedules; demo: mnist5k in minutes; pools: that table's")
+                        "published schedules; demo: mnist5k in minutes; pools: that table's (default: the plan's first line names it)")
     parser.add_argument('--rows', nargs='+', metavar='ID', help='these alone, and the teachers that they need')
     parser.add_argument('--seeds', nargs='+', type=int, metavar='N', help="for every row (default: as many as the row's spread needs)")
     parser.add_argument('--dry_run', action='store_true', help='print the plan and stop')

@@ -121,7 +121,8 @@ class Run:
             raise UserError(f'another process is running in {self.folder}: wait for it, or give --run NAME for another folder')
 
     def finished(self):
-        """Whether the run has a result, which is then printed; that of a shorter run is none."""
+        """Whether the run has a result, which is then printed; that of a shorter run is none, nor is one without an export that is asked
+        for now."""
         path = self.folder / 'result.json'
         try:
             result = read_json(path) if path.is_file() else None
@@ -129,6 +130,9 @@ class Run:
             warn(f'{path} is damaged: it is made again from the last saved state')
             return False
         if not result or (result.get('epochs') or self.settings.epochs) < self.settings.epochs:
+            return False
+        if late := {*(getattr(self.settings, 'export', None) or ())} - {*(result.get('export') or ())}:
+            say(f'{self.folder} is finished, and is exported now: {", ".join(sorted(late))}')
             return False
         print_result(result)
         return True

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import inspect
 from typing import NamedTuple
 
 import numpy as np
@@ -38,7 +39,7 @@ class Rule(NamedTuple):
         uniform = torch.rand(len(noise), generator=rng(self.seed, 'random selection', number), dtype=torch.float64).numpy()
         if self.how in ('random', 'class-random'):
             return uniform
-        log_weight = energy if self.how == 'gumbel' else -POWER * noise
+        log_weight = {'gumbel': energy, 'weighted': -POWER * noise}[self.how]
         return np.log(-np.log(uniform.clip(1e-300))) - log_weight
 
 
@@ -111,12 +112,13 @@ def score(teacher, pool, batch_size=BATCH):
     """Scores every image of the pool, without augmentation: noise(x) = CE(t(x), argmax t(x)) = -log max softmax t(x).
 
     Returns (noise (N,) float32 in nats, low is clean, energy (N,) float32, pseudo_label (N,) int64), as numpy arrays. Each part's scores
-    are kept beside its images in the cache, by teacher, so that another rule, or a run that was stopped, need not score it again. Raises
-    UserError when the teacher's output is not finite.
+    are kept beside its images in the cache, by teacher and by the text of `scores_of`, so that another rule, or a run that was stopped,
+    need not score it again. Raises UserError when the teacher's output is not finite.
     """
     scores = tuple(np.zeros(len(pool), dtype) for dtype in (np.float32, np.float32, np.int64))
     spans = pool.spans()
-    key = hashlib.sha256(repr((teacher.digest, teacher.mean, teacher.std, teacher.amp, teacher.device.type, batch_size)).encode())
+    facts = teacher.digest, teacher.mean, teacher.std, teacher.amp, teacher.device.type, batch_size, inspect.getsource(scores_of)
+    key = hashlib.sha256(repr(facts).encode())
     files = [part.file.with_suffix(f'.scores-{key.hexdigest()[:16]}.npz') for part in pool.parts]
 
     def read():

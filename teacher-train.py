@@ -2,7 +2,7 @@
 
     python teacher-train.py --dataset mnist5k                      # LeNet-5: half a minute on two cores, 98 %
     python teacher-train.py --dataset cifar10                      # ResNet-34, by the published schedule: for a GPU; the paper has 94.85 %
-    python teacher-train.py --dataset cifar10 --width 16 --epochs 15 --schedule onecycle     # an hour on two cores, 89 %
+    python teacher-train.py --dataset cifar10 --width 16 --recipe published --epochs 15 --schedule onecycle   # an hour of a core, 89 %
     python teacher-train.py --dataset cifar10 --arch resnet18      # Table 1's "Student"
     python teacher-train.py --dataset folder --data DIR --size 64  # your own classes: DIR/{train,test}/<class>/*
 """
@@ -36,7 +36,8 @@ def parse():
     g.add_argument('--channels', type=int, choices=(1, 3), help='with --dataset folder: 1, grey, or 3, colour (default: 3 unless all '
                    'training images are grey)')
     g.add_argument('--recipe', choices=recipes.TEACHER, help='the settings of every flag that is not given: published; short: ours, for '
-                   'ResNets in few epochs; lenet, mnist5k: for these (default: short for a ResNet on a CPU, published on a GPU)')
+                   'ResNets in few epochs; lenet: for LeNets; mnist5k: for that data set (default: short for a ResNet on a CPU, '
+                   'published on a GPU)')
     g.add_argument('--epochs', type=at_least(int, 1), help="the recipe's number unless given; the schedule keeps its shape")
     arguments.add_optimizer_arguments(g)
     return parser.parse_args()

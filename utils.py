@@ -86,12 +86,6 @@ def _code_of(main, leave):
         if not local:  # else the others still wait for this process, and leaving could wait for them
             leave()
         return code
-    except (MemoryError, RuntimeError) as e:  # torch's, on any device, is a RuntimeError
-        if isinstance(e.__context__, KeyboardInterrupt):  # it fell into torch.save, whose own end then failed
-            return interrupted(e.__context__)
-        if not isinstance(e, MemoryError) and not any(part in str(e) for part in ('out of memory', "can't allocate memory")):
-            raise
-        return fail(script, 'out of memory: lower --batch_size, or --width, or --workers', local=True)
     except BrokenPipeError:  # such as by `| head`: the reader has had enough
         drop_stdout()
         return 141
@@ -103,6 +97,13 @@ def _code_of(main, leave):
         except OSError:
             drop_stdout()
         return code
+    except Exception as e:
+        if isinstance(e.__context__, KeyboardInterrupt):  # it fell into torch.save, or the like, whose own end then failed
+            return interrupted(e.__context__)
+        short = isinstance(e, RuntimeError) and any(part in str(e) for part in ('out of memory', "can't allocate memory"))  # torch's
+        if not short and not isinstance(e, MemoryError):
+            raise
+        return fail(script, 'out of memory: lower --batch_size, or --width, or --workers', local=True)
 
 
 def drop_stdout():

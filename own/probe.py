@@ -140,8 +140,9 @@ def read_names(names, classes):
     if len(names) == 1 and Path(names[0]).is_file():
         names = read_lines(names[0])
     if len(names) != classes:
-        raise UserError(f'--class_names has {len(names)} names, and the teacher has {classes} classes: give one for each, in the order of '
-                        'its outputs')
+        none = f', and there is no file {names[0]}' if len(names) == 1 else ''
+        raise UserError(f'--class_names has {len(names)} names, and the teacher has {classes} classes{none}: give one for each, in the '
+                        'order of its outputs')
     return tuple(map(str, names))
 
 

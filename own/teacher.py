@@ -255,6 +255,8 @@ def load_teacher(wanted, dataset, info, device, amp, fold=True):
             net.bfloat16()  # as autocast would, but once: it keeps no cast weights where none needs a gradient
     else:
         net = Outputs(net, output, bgr, facts.get('batch'))
+    if 'size' in made.advice and not (wanted.size or facts.get('size')):
+        notes.append(f'images of {size} x {size}, as {"the data set" if info else spec} has them: --size gives another')
     if made.undone:
         notes.insert(0, f'weights {wanted.weights}: {"; ".join(made.undone)}')
     names = read_names(wanted.class_names, y.shape[1]) if wanted.class_names else facts.get('class_names') or (info and info.names)

@@ -127,8 +127,9 @@ def add_verdict(body, run, order):
                     'inverted': 'Images were drawn out of the batch norms of its teacher.',
                     'pu-compression': f'It learned from {count} images, {result.get("labelled_images", 0):,} of them original, the others'
                                       f'{pool} that a classifier takes for the same kind.',
-                    **dict.fromkeys(('dafl', 'dfad'), 'It learned from images that a generator drew, and from no original image.')}.get(
-                        result['method'], 'It learned from the original images and their labels.'))
+                    **dict.fromkeys(('dafl', 'dfad'), 'It learned from images that a generator drew, and from no original image.'),
+                    **dict.fromkeys(('teacher', 'student'), 'It learned from the original images and their labels.')}.get(
+                        result['method'], ''))
     if result.get('noise') is not None:
         tag(body, 'p', f"The selected images' noise is {result['noise']:.3g} nats in the mean and {result['noise_max']:.3g} at most; the "
             f"pool's is {result['pool_noise']:.3g}.", class_='note')

@@ -35,7 +35,7 @@ class Run:
         if wrong or words['method'] not in METHODS or not all(isinstance(word, str) for word in words.values()):
             raise UserError(f'{place}: {", ".join(f"{key}={value!r}" for key, value in (words | wrong).items())}, expected a method of '
                             f'{", ".join(METHODS)}, a number or null for each of {", ".join(NUMBERS)}, objects as settings and '
-                            'hardware: train that run again')
+                            'hardware: train that run again, or add a method of yours (docs/extending.md)')
 
     @property
     def finished(self):
@@ -190,7 +190,7 @@ def row_of(id, runs):
     """The row of an id; where ROWS lacks it, as for a user's own run, one named by its method, without a paper's number."""
     row = ROWS.get(id, Row(id, id, '-', {}, None, ''))
     if id not in ROWS and runs:
-        like = ROWS[method_row(runs[0])]
+        like = ROWS.get(method_row(runs[0]), row)
         row = row._replace(name=f'{like.name} ({id})', data=like.data)
     if runs and runs[0].result['method'] in ('dafl', 'dfad'):  # its budget is its own: a short run must not pass for the paper's
         row = row._replace(name=f'{row.name} ({runs[0].result.get("epochs")} epochs)')

@@ -2,7 +2,7 @@
 
     python -m rivals.inversion --dataset cifar10 --run inverted                       # 2,000 steps a batch, as published: needs a GPU
     python -m rivals.inversion --dataset cifar10 --run inverted --iterations 200      # less than an hour and a half of a core
-    python DFND-train.py --dataset cifar10 --wild runs/inverted/images --select all
+    python DFND-train.py --dataset cifar10 --wild runs/inverted/images --select all --loss kd
 
 An epoch is a batch of images, which begin as noise; a step changes all of them. --adaptive is Adaptive DeepInversion: the images are also
 to be those on which a student, --student, does not agree with the teacher yet.
@@ -33,7 +33,7 @@ from utils import UserError, progress, read_json_lines, say, write_json, written
 def parse():
     parser = arguments.Parser(__doc__.split('\n')[0])
     weight = at_least(float, 0)
-    g = arguments.add_common_arguments(parser, (*DATASETS, 'none'))
+    g = arguments.add_common_arguments(parser, (*DATASETS, 'none'), 'cifar10')
     arguments.add_teacher_arguments(parser)
     g.add_argument('--images', type=at_least(int, 1), help='how many, rounded up to whole batches')
     g.add_argument('--iterations', type=at_least(int, 1), help='steps of each batch; fewer give noisier images')
@@ -44,7 +44,6 @@ def parse():
     g.add_argument('--l2', type=weight, help="weight of the images' norm")
     g.add_argument('--adaptive', type=weight, help="weight of a student's agreement with the teacher, which is to be small (--student)")
     g.add_argument('--student', metavar='SPEC', help='of --adaptive, trained already: a network file or a run, as --teacher')
-    parser.set_defaults(dataset=None)
     args = parser.parse_args()
     args.dataset = args.dataset or (None if args.teacher_dir else 'cifar10')
     if bool(args.adaptive) != bool(args.student):

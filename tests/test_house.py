@@ -33,19 +33,20 @@ def imported(tree):
 def test_a_file_is_short_takes_few_parameters_and_imports_downwards(path):
     text = path.read_text(encoding='utf-8')
     tree, name = ast.parse(text), '.'.join(path.relative_to(ROOT).with_suffix('').parts)
-    assert len(text.splitlines()) <= 300
+    assert len(text.splitlines()) <= 300, 'take a part of it into a file of its own'
     for node in ast.walk(tree):
         if isinstance(node, (ast.FunctionDef, ast.Lambda)):
             a = node.args
             names = {arg.arg for arg in (*a.posonlyargs, *a.args, *a.kwonlyargs, a.vararg, a.kwarg) if arg} - {'self', 'cls'}
-            assert len(names) <= 6, (node.lineno, names)
+            assert len(names) <= 6, (node.lineno, names, 'at most six parameters')
         if isinstance(node, ast.FunctionDef) and node.name == 'main':
             assert node.end_lineno - node.lineno < 110
     if path.name == '__init__.py':
         assert text == ''  # no re-export
         return
-    ours = set(imported(tree))
-    assert ours <= set(ORDER[: ORDER.index(name)])
+    assert name in ORDER, 'a new file: give it its place in ORDER'
+    ours, above = set(imported(tree)), set(ORDER[: ORDER.index(name)])
+    assert ours <= above, 'it imports from files that are not above it in ORDER'
     for begin, allowed in ONLY.items():
         assert not name.startswith(begin) or all(other.startswith(allowed) for other in ours), begin
 

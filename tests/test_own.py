@@ -400,6 +400,7 @@ def test_our_resnets_take_width_and_classes_from_their_weights(tmp_path):
     ('mine.py:ready', dict(size=16, mean=[0.1, 0.2]), ['--mean has 2 numbers', '3 channels']),
     ('mine.py:ready', dict(size=16, output='probabilities'), ['--teacher_output probabilities', 'logits']),
     ('mine.py:ready', dict(size=16, class_names=['a', 'b']), ['2 names', '4 classes']),
+    ('mine.py:ready', dict(size=16, class_names=['gone.txt']), ['no file gone.txt']),
     ('mine.py:four', dict(size=16), ['4 channels', '1 or 3']), ('mine.py:Squeezed', dict(size=16), ['not one alone', 'squeeze']),
     ('mine.py:several', dict(size=16), ['features, output', 'logits']),
     ('mine.py:lazy', dict(size=16), ['lazy', 'could not be built']),
@@ -437,6 +438,17 @@ def test_a_file_does_not_decide_which_code_is_run(repo, tmp_path):
 
 
 # ---------------------------------------------------------------- what flags and files say
+
+
+@pytest.mark.parametrize('dataset, size, said', [
+    (None, None, 'images of 224 x 224, as torchvision:squeezenet1_1 has them: --size'),
+    ('cifar10', None, 'images of 32 x 32, as the data set has them: --size'), ('cifar10', 64, '')])
+def test_a_size_that_no_flag_says_is_told(dataset, size, said, tmp_path):
+    torch.save(spec.make('torchvision:squeezenet1_1', classes=10).call.state_dict(), tmp_path / 'w.pth')
+    wanted = Wanted('torchvision:squeezenet1_1', str(tmp_path / 'w.pth'), size=size)
+    notes = load_teacher(wanted, dataset, DATASETS.get(dataset), CPU, 'off').notes
+    assert [note for note in notes if '--size' in note and note.startswith(said)] == [note for note in notes if '--size' in note]
+    assert any('--size' in note for note in notes) == bool(said)
 
 
 @pytest.mark.parametrize('mean, std, expected', [
@@ -642,8 +654,12 @@ def test_a_black_box_and_a_pool_are_enough(repo, tmp_path):
     assert r['export']['pt2']['difference'] < 1e-4 and r['dataset'] == 'none'
     facts = torch.load(tmp_path / 'runs/r/student.pt', weights_only=True)['facts']
     assert (facts['class_names'], facts['size'], facts['mean'][0]) == (list('abcd'), 16, pytest.approx(0.5))
-    again = run('DFND-train.py', *args, '--student', repo.at('mine.py:small'), '--stream', '--run', 's', cwd=tmp_path)
-    assert result(again)['teacher_acc'] == pytest.approx(r['teacher_acc']) and 0 <= result(again)['agreement'] <= 100
+    args += '--student', repo.at('mine.py:small'), '--stream', '--run', 's'
+    again = result(run('DFND-train.py', *args, cwd=tmp_path))
+    assert again['teacher_acc'] == pytest.approx(r['teacher_acc']) and 0 <= again['agreement'] <= 100
+    late = result(run('DFND-train.py', *args, '--resume', '--export', 'pt2', cwd=tmp_path))  # of a finished run
+    assert late['export']['class_names'] == list('abcd') and (tmp_path / 'runs/s/student.pt2').is_file()
+    assert [late[key] for key in ('steps', 'agreement', 'images_seen')] == [again[key] for key in ('steps', 'agreement', 'images_seen')]
 
 
 def test_dafl_takes_a_network_of_others_and_refuses_a_black_box(repo, tmp_path):

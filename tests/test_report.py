@@ -332,7 +332,7 @@ def test_wrong_markers_are_one_line(tmp_path, report, lines, words):
     (('--runs', 'broken'), ('result.json', 'no JSON object')),
     (('--runs', 'list.jsonl'), ('list.jsonl', 'no JSON object')),
     (('--runs', 'rowless.jsonl'), ('rowless.jsonl', 'row=None')),
-    (('--runs', 'odd'), ("method='magic'", 'teacher, student')),
+    (('--runs', 'odd'), ("method='magic'", 'teacher, student', 'extending.md')),
     (('--runs', 'text.jsonl'), ('text.jsonl', 'row kd', "top1='high'", 'number or null')),
     (('--runs', 'nan'), ('top1=nan',)),
     (('--runs', 'seed.jsonl'), ('seed.jsonl', "seed='x'")),

@@ -12,6 +12,7 @@ import torch
 from images import error_of, random_images, teacher_of
 from torch import nn
 
+import selection
 from keep.chosen import write_csv, write_thumbnails
 from selection import POWER, SELECT, Rule, Selection, score, score_and_select, select, worth_keeping
 from utils import written_aside
@@ -163,6 +164,31 @@ def test_a_class_is_drawn_in_proportion_to_its_weights_and_by_the_seed_and_the_p
     rule = Rule(how, 2, 0)
     assert np.array_equal(rule.keys(*scores, 3), rule.keys(*scores, 3))
     assert not np.array_equal(rule.keys(*scores, 3), rule.keys(*scores, 4))
+
+
+@pytest.mark.parametrize('how', sorted({*SELECT} - {'pu'}))  # whose keys its classifier gives
+def test_every_rule_has_keys_of_its_own_and_no_other_name_has_any(how):
+    random = np.random.default_rng(0)
+    noise, energy = random.random(50).astype(np.float32), random.random(50).astype(np.float32)
+    keys = {other: Rule(other, 9, 0).keys(noise, energy) for other in SELECT if other != 'pu'}
+    same = [other for other in keys if np.array_equal(keys[other], keys[how])]
+    assert same in ([how], ['balanced', 'confidence', 'all'], ['class-random', 'random'])  # these differ in what is kept by class
+    with pytest.raises(KeyError):
+        Rule(f'{how} of mine', 9, 0).keys(noise, energy)
+
+
+def test_scores_that_another_form_of_the_score_gave_are_not_taken(tmp_path, monkeypatch):
+    images = random_images(20, 1, 32, 32)
+    parts.save_part(tmp_path, 0, images, [str(i) for i in range(20)])
+    kept = Pool([parts.Part(tmp_path / '000000.npy', 20)], 'kept')
+    noise = score(first_pixels(), kept)[0]
+
+    def scores_of(teacher, x):
+        return torch.ones(len(x)), *original(teacher, x)[1:]
+
+    original = selection.scores_of
+    monkeypatch.setattr(selection, 'scores_of', scores_of)
+    assert score(first_pixels(), kept)[0].tolist() == [1] * 20 != noise.tolist()
 
 
 def test_class_random_is_blind_to_the_scores_and_takes_the_same_of_every_class():

@@ -28,6 +28,17 @@ def test_a_script_ends_with_one_line_and_its_code(error, code, parts, capsys, mo
     assert all(part in err for part in parts) and len(err.strip().splitlines()) == 1
 
 
+@pytest.mark.parametrize('error', [RuntimeError, AttributeError])
+def test_an_interruption_within_a_library_that_fails_at_it_is_an_interruption(error, capsys):
+    def main():
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise error('its own end failed')
+
+    assert ended(main) == 130 and len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
 def test_more_memory_than_there_is_is_told(capsys):
     assert ended(lambda: torch.empty(2**55)) == 2 and '--batch_size' in capsys.readouterr().err
 

@@ -50,11 +50,12 @@ def parse():
     parser.add_argument('--relevant', required=True, metavar='DIR', help='images that suit the data set')
     parser.add_argument('--others', nargs='*', default=[], metavar='DIR', help='images of other kinds, taken as they are')
     parser.add_argument('--characters', metavar='DIR', help='characters, light on dark: coloured, and as pages')
-    parser.add_argument('--channels', type=int, choices=(1, 3), default=3)
-    parser.add_argument('--shares', type=int, nargs='+', default=(0, 50, 80, 95, 99), metavar='N', help='percent of other kinds')
-    parser.add_argument('--size', type=int, default=25_000, metavar='N', help='images of each pool')
-    parser.add_argument('--seed', type=int, default=0)
-    parser.add_argument('--out', required=True, metavar='DIR')
+    parser.add_argument('--channels', type=int, choices=(1, 3), default=3, help='3, colour, or 1 (default: 3)')
+    parser.add_argument('--shares', type=int, nargs='+', default=(0, 50, 80, 95, 99), metavar='N',
+                        help='percent of other kinds (default: 0 50 80 95 99)')
+    parser.add_argument('--size', type=int, default=25_000, metavar='N', help='images of each pool (default: 25000)')
+    parser.add_argument('--seed', type=int, default=0, help='what is drawn and taken hangs on it (default: 0)')
+    parser.add_argument('--out', required=True, metavar='DIR', help='where the images and the lists are written')
     args = parser.parse_args()
     if gone := [folder for folder in (args.relevant, *args.others, args.characters) if folder and not Path(folder).is_dir()]:
         raise UserError(f'{", ".join(gone)}: no such folder of images: correct --relevant, --others or --characters')
