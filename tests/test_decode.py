@@ -313,6 +313,22 @@ def test_a_decoder_that_dies_takes_its_image_alone_with_it(number, wrong, tmp_pa
     assert all(told in skip['reason'] for skip in listed) and multiprocessing.active_children() == []
 
 
+@pytest.mark.parametrize('name', Image.OPEN)
+def test_an_empty_file_of_any_format_is_no_image(name):
+    assert isinstance(reading.Decoder(formats=(name,)).accepts(b''), bool)
+
+
+@pytest.mark.skipif(not os.path.isdir('/proc/self'), reason='needs /proc')
+def test_a_hard_limit_on_memory_is_kept(monkeypatch):
+    kept = Mock()
+    monkeypatch.setattr(reading.resource, 'getrlimit', lambda kind: (2**30, 2**30))
+    monkeypatch.setattr(reading.resource, 'setrlimit', kept)
+    reading.limit_memory(reading.Decoder(workers=1, memory=2**20))
+    reading.limit_memory(reading.Decoder(workers=1, memory=16))
+    limits = [call.args[1] for call in kept.call_args_list]
+    assert limits[0] == (2**30, 2**30) and limits[1][0] <= 2**30 == limits[1][1]
+
+
 def test_a_part_that_is_done_again_forgets_what_was_skipped(tmp_path):
     parts.save_part(tmp_path, 0, np.zeros((1, 3, 32, 32), np.uint8), ['a'], skipped=[Skip('b', 'is empty')])
     parts.save_part(tmp_path, 0, np.zeros((2, 3, 32, 32), np.uint8), ['a', 'b'])

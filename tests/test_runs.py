@@ -75,9 +75,10 @@ def test_a_damaged_config_is_told(content, tmp_path):
     assert 'config.json is damaged' in error_of(open_run, tmp_path, resume=True)
 
 
-def test_a_file_system_without_locks_will_do(tmp_path, monkeypatch):
+@pytest.mark.parametrize('error', [OSError(errno.ENOLCK, 'No locks available'), NotImplementedError('flock is not implemented')])
+def test_a_file_system_without_locks_will_do(error, tmp_path, monkeypatch):
     def refuse(*_):
-        raise OSError(errno.ENOLCK, 'No locks available')
+        raise error
 
     monkeypatch.setattr(fcntl, 'flock', refuse)
     open_begun(tmp_path)
