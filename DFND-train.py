@@ -230,7 +230,7 @@ def main():
         if s.dataset not in DATASETS:
             raise UserError('--transfer_set original needs labelled data: name it with --dataset')
         train = load(s.dataset, s.data, True, s.cache_dir, Decoder.of(s), info).to(device)
-        s = settle_budget(args, s.replace(labelled_images=train.source), len(train.labels))
+        s = settle_budget(args, s.replace(labelled_data=train.source), len(train.labels))
     else:
         wild = Wild(s.wild or info.wild, teacher.size, teacher.channels, s.data, s.cache_dir, Decoder.of(s))
         pool = None if s.stream else open_pool(wild)
@@ -241,7 +241,7 @@ def main():
             worth = worth_keeping(noise, labels)
         s = settle_budget(args, s, pool and len(pool), worth)
         if found:
-            found.check(s.num_select)
+            s = found.settle(s)
     check_last_batch(student, teacher, min(s.num_select, s.steps * s.batch_size), s.batch_size, '--num_select or --batch_size')
     method = 'pu-compression' if found else 'dfnd' if wild else 'kd'
     fitted = ('num_select', 'batch_size', 'epochs', *([] if args.epochs else ['steps'])) if worth and not args.num_select else ()
@@ -261,8 +261,8 @@ def main():
         if s.score_only:
             return print_result(run.result(method, **{**facts, 'epochs': 0, 'steps': 0, 'top1': None, 'top1_best': None}))
         held = None if test else held_out(selection, pool, wild, teacher, s.seed)
-        if not s.teacher_acc and 'nll' in s.loss:
-            s = s.replace(teacher_acc=estimated_accuracy(pool, wild, teacher))
+        if not s.teacher_acc and 'nll' in s.loss.split('+'):
+            s = s.replace(teacher_acc=estimated_accuracy(run.folder, pool, wild, teacher))
             facts['teacher_acc'] = s.teacher_acc
     else:
         transfer = TransferSet(train.images, train.labels, None, teacher.normalise)
@@ -284,7 +284,7 @@ def main():
         run.end_epoch(measured[0], measured[1][1])
 
     # ---------------------------------------------------------------- result
-    if 'nll' in s.loss and distributed.rank() == 0:
+    if 'nll' in s.loss.split('+') and distributed.rank() == 0:
         with written_aside(run.folder / 'adaptation.npy') as file:
             np.save(file, log_adaptation_matrix(theta, s.teacher_acc).exp().detach().cpu().numpy())
     per_epoch = -(-s.num_select // s.batch_size)

@@ -48,7 +48,7 @@ class DatasetInfo(NamedTuple):
     def of_teacher(self, teacher):
         """The same for the images that an own.teacher.Teacher takes; of `folder` the teacher knows the rest too."""
         known = {} if self.classes else {k: getattr(teacher, k) for k in ('classes', 'channels', 'mean', 'std')}
-        return self._replace(size=teacher.size, names=self.names or teacher.class_names, **known)
+        return self._replace(size=teacher.size, names=self.names or (teacher.class_names if teacher.named else ()), **known)
 
 
 MNIST = DatasetInfo(10, 1, (0.1307,), (0.3081,), False, 'lenet5', 'lenet5half', ('emnist', 'usps'), tuple('0123456789'),

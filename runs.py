@@ -3,20 +3,17 @@
 import contextlib
 import json
 import os
-import platform
-import shlex
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import torch
-import torchvision
 
 import distributed
 import training
 from arguments import MAY_CHANGE
 from keep import stops
+from keep.origin import origin
 from networks import count_multiply_adds, count_parameters, save_network
 from paper import board
 from utils import Damaged, UserError, checked, first_line, json_line, read_json, read_object, say, warn, write_json, written_aside
@@ -26,24 +23,6 @@ from wild.workers import lock
 REPEATED = ('recipe', 'select', 'loss', 'dataset', 'arch', 'width', 'seed', 'epochs', 'steps', 'num_select', 'class_weights', 'T',
             'augment', 'wild_norm', 'teacher_acc', 'teacher')
 SAVED = ('last.pt', 'previous.pt')  # the state at the last save, and at the one before
-
-
-def cpu_name():
-    try:
-        lines = Path('/proc/cpuinfo').read_text().splitlines()
-        return next(line.split(':', 1)[1].strip() for line in lines if line.startswith('model name'))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
-def commit():
-    """The Git commit of this code, with a + where a tracked file was changed since; None outside a checkout."""
-    try:
-        name, changed = (subprocess.run(['git', *words], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10)
-                         for words in (('rev-parse', 'HEAD'), ('status', '--porcelain', '--untracked-files=no')))
-    except (OSError, subprocess.SubprocessError):  # no git
-        return None
-    return name.stdout.strip() + ('+' if changed.stdout.strip() else '') if name.returncode == 0 else None
 
 
 def is_longer(old, new, changed):
@@ -61,7 +40,7 @@ class Run:
         """settings: an arguments.Settings; those of a resumed run are kept: `self.settings` has them. name: of the folder, where --run
         gives none. measured: settings that were measured and not asked for: they may differ a little, and the run keeps the first."""
         self.folder = Path(settings.output_dir) / (settings.run or name)
-        self.name, self.lock, self.board = self.folder.name, None, None
+        self.name, self.lock, self.board, self.exported = self.folder.name, None, None, None
         self.started, self.before = time.time(), 0.0  # before: seconds of the sittings before this one
         self.device, self.agreement = device, distributed.Agreement()
         self.settings = settings.replace(**distributed.on_first(self._open, settings, device, measured))
@@ -82,16 +61,7 @@ class Run:
             if not config_file.is_file() and not all(p.name == 'lock' or p.suffix == '.partial' for p in self.folder.iterdir()):
                 raise UserError(f'{self.folder} exists and holds no run: move it away, or give --run NAME for another folder')
             self._lock()
-            write_json(config_file, {
-                'settings': vars(settings),
-                'command': shlex.join(['python', *stops.script().split(), *sys.argv[1:]]),
-                'torchrun': distributed.torchrun(),
-                'commit': commit(),
-                'versions': {'python': platform.python_version(), 'torch': torch.__version__, 'torchvision': torchvision.__version__},
-                'hardware': {
-                    'device': device.type, 'name': torch.cuda.get_device_name(device) if device.type == 'cuda' else cpu_name(),
-                    'cpus': os.cpu_count(), 'threads': torch.get_num_threads(), 'processes': distributed.world()},
-            })
+            write_json(config_file, {'settings': vars(settings), **origin(device)})
         except OSError as e:
             raise UserError(f'{self.folder} can not be written ({first_line(e)}): give another --output_dir') from None
         return {}
@@ -131,9 +101,13 @@ class Run:
             return False
         if not result or (result.get('epochs') or self.settings.epochs) < self.settings.epochs:
             return False
-        if late := {*(getattr(self.settings, 'export', None) or ())} - {*(result.get('export') or ())}:
-            say(f'{self.folder} is finished, and is exported now: {", ".join(sorted(late))}')
+        late = ', '.join(sorted({*(getattr(self.settings, 'export', None) or ())} - {*(result.get('export') or ())}))
+        if late and any((self.folder / name).is_file() for name in SAVED):
+            say(f'{self.folder} is finished, and is exported now: {late}')
+            self.exported = result
             return False
+        if late:
+            warn(f'{self.folder} has no saved state any more, so it is not exported: {late}')
         print_result(result)
         return True
 
@@ -288,6 +262,9 @@ class Run:
         self._save_network(f'{self.kind}.pt')
         result = self.result(method, top1=self.top1, top1_best=self.best, params=count_parameters(self.net),
                              flops=count_multiply_adds(self.net, self.facts['channels'], self.facts['size']), **measured)
+        if before := self.exported:  # a result of the same student
+            old, new = before.get('export') or {}, result['export']
+            result |= {'seconds': before['seconds'], 'export': {**old, **new, 'cost': old.get('cost', {}) | new['cost']}}
         write_json(self.folder / 'result.json', result)
         board.write_end(self)
         print_result(result)

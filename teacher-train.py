@@ -82,7 +82,7 @@ def main():
     info = measure(args.dataset, args.data, args.size, args.channels, args.cache_dir, Decoder.of(args))
     s = settle(args, info, device)
     train, test = (load(s.dataset, s.data, part, s.cache_dir, Decoder.of(s), info).to(device) for part in (True, False))
-    s = s.replace(labelled_images=train.source)  # so that a run is gone on with by the same alone
+    s = s.replace(labelled_data=train.source)  # so that a run is gone on with by the same alone
     training.seed_init(s.seed, 'teacher')
     net = training.to_device(build(s.arch, s.width, info.classes, info.channels), device)
     check_last_batch(net, info, len(train.labels), s.batch_size, '--batch_size or --size')

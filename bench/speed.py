@@ -27,11 +27,11 @@ from bench import plain as published
 from bench.measure import CPU, WORKERS, epoch_rate, per_second, require
 from data import CIFAR, MNIST, EpochPlan, batches
 from generator import Generator
+from keep.origin import cpu_name
 from losses import noisy_nll
 from networks import SIZE, Normalise, build, load_network, save_network
 from own.teacher import load_teacher
 from paper.bench_tables import STUDENT_FLOPS, TEACHER_FLOPS, machine_words, speed_table
-from runs import cpu_name
 from selection import Rule, score, select
 from training import pick_device
 from utils import UserError, run_script

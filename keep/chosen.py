@@ -79,12 +79,11 @@ def found_again(file, pool, count):
     taken to be moved; one of more, to hold what could not be read at first, between the images of these names."""
     if len(pool) <= count:
         return np.where(len(pool) == count, np.arange(count), -1)
-    names = []
+    found, places = [], enumerate(pool.names())
     with contextlib.suppress(OSError, KeyError), open(file, newline='', encoding='utf-8', errors='surrogateescape') as rows:
-        names = [row['image'] for row in csv.DictReader(rows)]
-    places = {name: place for place, name in enumerate(pool.names())}
-    found = np.array([places.get(name, -1) for name in names])
-    return found if len(found) == count and (np.diff(found) > 0).all() else np.full(count, -1)
+        for row in csv.DictReader(rows):  # in the pool's order, so that one walk along it finds all
+            found.append(next((place for place, name in places if name == row['image']), -1))
+    return np.array(found) if len(found) == count else np.full(count, -1)
 
 
 def sketch(pool, chosen):

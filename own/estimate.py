@@ -7,7 +7,7 @@ import distributed
 from data import Split
 from selection import BATCH, Rule, image_digest, scores_of, select
 from training import rng
-from utils import say
+from utils import read_json, say, write_json
 from wild.pool import open_stream
 
 SAMPLE = 2000  # wild images that the accuracy is estimated from
@@ -40,7 +40,17 @@ def unchosen_of_stream(selection, wild):
     return None
 
 
-def estimated_accuracy(pool, wild, teacher):
+def estimated_accuracy(folder, pool, wild, teacher):
+    """That of `estimate`, which is kept in the run's folder: the pool may have more images when the run goes on."""
+    file = folder / 'estimate.json'
+    kept = distributed.on_first(lambda: read_json(file) if file.is_file() else {})
+    value = kept.get('teacher_acc') or estimate(pool, wild, teacher)
+    if distributed.rank() == 0 and not kept:
+        write_json(file, {'teacher_acc': value})
+    return value
+
+
+def estimate(pool, wild, teacher):
     """The teacher's accuracy in 0..1, from unlabelled images alone: the mean of two confidences (a confidence is the mean of the greatest
     softmax probability), that on SAMPLE wild images and that on their surest quarter, balanced over the predicted classes. On images
     of other things a teacher is less sure than on its own, and on the surest of them surer than it is right: the truth lay mostly

@@ -70,6 +70,7 @@ class Teacher:
     output: str = 'logits'  # what the network itself gives
     black_box: bool = False  # gives outputs alone: no gradients, no features
     parameters: int | None = None
+    named: bool = True  # whether somebody states class_names; else they are numbers
     notes: tuple = ()  # what is said of it after the first line
 
     @functools.cached_property
@@ -125,7 +126,7 @@ class Teacher:
 
     def facts(self, **changes):
         """What save_network takes beside a student of this teacher."""
-        values = {k: getattr(self, k) for k in FACTS}
+        values = {k: getattr(self, k) for k in FACTS} | ({} if self.named else {'class_names': None})
         return {**{k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}, **changes}
 
     def multiply_adds(self):
@@ -194,7 +195,7 @@ def own_info(teacher):
     small = teacher.size == SIZE and teacher.channels == 1
     return DatasetInfo(teacher.classes, teacher.channels, teacher.mean, teacher.std, teacher.channels == 3, 'none',
                        'lenet5half' if small else 'resnet18', ('stl10',) if teacher.channels == 3 else ('emnist', 'usps'),
-                       teacher.class_names)
+                       teacher.class_names if teacher.named else ())
 
 
 def find_spec(wanted, dataset):
@@ -261,11 +262,12 @@ def load_teacher(wanted, dataset, info, device, amp, fold=True):
         notes.insert(0, f'weights {wanted.weights}: {"; ".join(made.undone)}')
     names = read_names(wanted.class_names, y.shape[1]) if wanted.class_names else facts.get('class_names') or (info and info.names)
     digest = made.digest
-    if made.kind == 'function':  # which may read its weights from any file: so what it gives tells it, too; few and coarse numbers, as
-        digest = digest_of(' '.join([digest, *(f'{value:.2g}' for value in y[:, :4].flatten().tolist())]).encode())  # processors differ
+    if made.kind == 'function':  # which may read its weights from any file: so what it gives tells it, too
+        few = y.cpu() @ torch.randn(y.shape[1], 4, generator=rng(0, 'digest'))  # and coarse, since processors differ
+        digest = digest_of(' '.join([digest, *(f'{value:.2g}' for value in few.flatten().tolist())]).encode())
     if output != 'logits' or bgr:
         digest = digest_of(f'{digest} {output} {bgr}'.encode())
     return Teacher(
         net.eval().requires_grad_(False), made.facts.get('arch', spec), made.facts.get('width'), y.shape[1], counts, mean, std, dataset,
         facts.get('accuracy'), digest, device, amp, Path(wanted.weights or spec), tuple(names or map(str, range(y.shape[1]))), size, output,
-        made.black_box, parameters, tuple(notes))
+        made.black_box, parameters, bool(names), tuple(notes))

@@ -55,17 +55,20 @@ class Found(NamedTuple):
 
     images: torch.Tensor  # (n, C, H, W) uint8: the labelled original ones, without their labels
     scores: np.ndarray  # (N,) float32: above 0, of the original kind
+    source: str | None  # of the original ones, as of data.Split
 
     @property
     def worth(self):
         """How many images there are to learn from: the labelled ones, and the wild ones that are of their kind."""
         return len(self.images) + int((self.scores > 0).sum())
 
-    def check(self, num_select):
-        """Raises UserError where num_select, of labelled and wild images together, leaves no wild one."""
-        if num_select <= len(self.images):
-            raise UserError(f'num_select={num_select}, of which {len(self.images)} are labelled, so no wild image is learned from: raise '
+    def settle(self, s):
+        """The settings s with where the labelled images are from. Raises UserError where num_select, of labelled and wild images together,
+        leaves no wild one."""
+        if s.num_select <= len(self.images):
+            raise UserError(f'num_select={s.num_select}, of which {len(self.images)} are labelled, so no wild image is learned from: raise '
                             '--num_select or --prior, or lower --labelled')
+        return s.replace(labelled_data=self.source)
 
     def beside(self, wild):
         """The selected wild images, a tensor, and the labelled ones behind them. Raises UserError where they don't fit into memory."""
@@ -81,7 +84,7 @@ def find_positive(teacher, pool, s):
     scores = distributed.on_first(score_pool, teacher, pool, images := train.images[rows], s)
     say(f'pu: {len(rows)} labelled images; of {len(pool)} wild ones {np.count_nonzero(scores > 0)} are taken for their kind '
         f'(--prior {s.prior:g})')
-    return Found(images, scores)
+    return Found(images, scores, train.source)
 
 
 def labelled_rows(labels, classes, fraction, seed):

@@ -311,15 +311,16 @@ def test_the_trainings_order_holds_for_names_that_spelling_does_not_tell_apart(n
 
 
 @pytest.mark.parametrize('listed', [False, True])
-def test_of_a_teacher_that_knows_numbers_alone_the_folders_keep_their_own_order(listed, tmp_path, capsys):
+@pytest.mark.parametrize('named', [False, True])
+def test_numbered_folders_keep_their_own_order_unless_the_teacher_names_them(named, listed, tmp_path, capsys):
     numbers = tuple(map(str, range(12)))
     write_classes(tmp_path / 'test', dict.fromkeys(numbers, 1))
     if listed:
         (tmp_path / 'classes.txt').write_text('\n'.join(numbers))
-    info = DATASETS['folder']._replace(classes=12, names=numbers, channels=3)
+    info = DATASETS['folder']._replace(classes=12, names=numbers if named else (), channels=3)
     order = classes.own_order(tmp_path, tmp_path / 'test', info)
-    assert order == (list(numbers) if listed else sorted(numbers))  # ImageFolder's
-    assert ('classes.txt would give another' in capsys.readouterr().out) == (not listed)
+    assert order == (list(numbers) if listed or named else sorted(numbers))  # ImageFolder's
+    assert ('classes.txt would give another' in capsys.readouterr().out) == (not listed and not named)
 
 
 def test_a_split_of_class_folders_is_known_by_its_names_wherever_it_is(tmp_path):

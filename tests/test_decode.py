@@ -329,6 +329,15 @@ def test_a_hard_limit_on_memory_is_kept(monkeypatch):
     assert limits[0] == (2**30, 2**30) and limits[1][0] <= 2**30 == limits[1][1]
 
 
+def test_a_damaged_part_that_has_fewer_images_when_it_is_decoded_again_is_told_once(tmp_path, pool_of, monkeypatch):
+    paths, original = write_images(tmp_path / 'photos', 3), decode.decode_job
+    pool = pool_of(tmp_path / 'photos')
+    pool.parts[0].file.write_bytes(b'damaged')
+    monkeypatch.setattr(decode, 'decode_job', lambda *a: [some[1:] if i < 2 else some for i, some in enumerate(original(*a))])
+    assert 'the same command again' in error_of(pool.take, [0])
+    assert_pool_is(pool_of(tmp_path / 'photos'), paths[1:])
+
+
 def test_a_part_that_is_done_again_forgets_what_was_skipped(tmp_path):
     parts.save_part(tmp_path, 0, np.zeros((1, 3, 32, 32), np.uint8), ['a'], skipped=[Skip('b', 'is empty')])
     parts.save_part(tmp_path, 0, np.zeros((2, 3, 32, 32), np.uint8), ['a', 'b'])

@@ -5,6 +5,7 @@ import contextlib
 import sys
 import types
 from collections import OrderedDict
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -19,9 +20,9 @@ from torch.nn.utils import prune
 from arguments import Parser, add_student_arguments
 from data import CIFAR, DATASETS, Split
 from networks import build, load_network, save_network
-from own import export, probe, spec, weights
+from own import estimate, export, probe, spec, weights
 from own.student import check_last_batch, make_student, run_name
-from own.teacher import Teacher, Wanted, load_teacher
+from own.teacher import Teacher, Wanted, load_teacher, own_info
 from utils import UserError
 
 CPU = torch.device('cpu')
@@ -303,6 +304,7 @@ def test_a_network_that_works_in_place_and_a_scripted_function_are_taken_as_they
 def test_a_functions_digest_changes_with_its_weights_and_not_with_a_processors_rounding(tmp_path, monkeypatch):
     (tmp_path / 'f.py').write_text('import os\nimport torch\n\ntorch.manual_seed(0)\nW = torch.randn(768, 50)\n\n\ndef f(images):\n'
                                    "    y = images.flatten(1) @ W\n    torch.manual_seed(int(os.environ['SEED']))\n"
+                                   "    y[:, -1] *= 1 - float(os.environ.get('LAST', 0))\n"
                                    "    return y * (1 + float(os.environ['BY']) * torch.randn(y.shape))\n")
 
     def digest(seed, by):
@@ -310,7 +312,10 @@ def test_a_functions_digest_changes_with_its_weights_and_not_with_a_processors_r
         monkeypatch.setenv('BY', str(by))
         return load_teacher(Wanted(f'{tmp_path}/f.py:f', **NORM, size=16, channels='3'), None, None, CPU, 'off').digest
 
-    assert len({digest(seed, 1e-6) for seed in range(20)}) == 1 and digest(0, 0) != digest(0, 0.05)
+    one = digest(0, 0)
+    assert {digest(seed, 1e-6) for seed in range(20)} == {one} != {digest(0, 0.05)}
+    monkeypatch.setenv('LAST', '1')  # another weight of the last class alone
+    assert digest(0, 0) != one
 
 
 @pytest.mark.parametrize('name', ['mine.py:ready', 'mine.py:softmax', 'net.ts', 'net.pt2', 'one.pt2'])
@@ -657,9 +662,29 @@ def test_a_black_box_and_a_pool_are_enough(repo, tmp_path):
     args += '--student', repo.at('mine.py:small'), '--stream', '--run', 's'
     again = result(run('DFND-train.py', *args, cwd=tmp_path))
     assert again['teacher_acc'] == pytest.approx(r['teacher_acc']) and 0 <= again['agreement'] <= 100
+    (tmp_path / 'runs/s/previous.pt').unlink(missing_ok=True)
+    last = (tmp_path / 'runs/s/last.pt').rename(tmp_path / 'last.pt')  # without a saved state it would be trained again
+    refused = run('DFND-train.py', *args, '--resume', '--export', 'pt2', cwd=tmp_path)
+    assert 'is not exported' in refused.stderr and result(refused) == again
+    last.rename(tmp_path / 'runs/s/last.pt')
     late = result(run('DFND-train.py', *args, '--resume', '--export', 'pt2', cwd=tmp_path))  # of a finished run
+    assert late['seconds'] == again['seconds']
     assert late['export']['class_names'] == list('abcd') and (tmp_path / 'runs/s/student.pt2').is_file()
     assert [late[key] for key in ('steps', 'agreement', 'images_seen')] == [again[key] for key in ('steps', 'agreement', 'images_seen')]
+
+
+def test_only_stated_names_are_passed_on(repo):
+    info = DATASETS['folder']._replace(mean=(0.5,) * 3, std=(0.25,) * 3)
+    for names in (None, list('3210')):
+        teacher = teacher_of(repo, 'mine.py:softmax', 'folder', info, size=16, class_names=names)
+        assert own_info(teacher).names == tuple(names or ()) and teacher.facts()['class_names'] == names
+        assert teacher.class_names == tuple(names or '0123')
+
+
+def test_an_estimate_is_made_once_for_a_run(repo, tmp_path, monkeypatch):
+    made = Mock(side_effect=[0.8, 0.7])
+    monkeypatch.setattr(estimate, 'estimate', made)
+    assert [estimate.estimated_accuracy(tmp_path, None, None, None) for _ in range(2)] == [0.8, 0.8] and made.call_count == 1
 
 
 def test_dafl_takes_a_network_of_others_and_refuses_a_black_box(repo, tmp_path):

@@ -16,7 +16,7 @@ from torch import nn
 import runs
 from arguments import Settings
 from data import MNIST
-from keep import stops
+from keep import origin, stops
 from losses import noisy_nll
 from networks import build, load_network
 from runs import Run
@@ -66,7 +66,7 @@ def test_the_commit_is_marked_where_the_tree_was_changed(status, expected, monke
         return subprocess.CompletedProcess(words, 0, 'abc\n' if 'rev-parse' in words else status)
 
     monkeypatch.setattr(subprocess, 'run', git)
-    assert runs.commit() == expected
+    assert origin.commit() == expected
 
 
 @pytest.mark.parametrize('content', ['{"settings": {"se', '{"command": "x"}'])

@@ -274,7 +274,7 @@ def test_mistakes_with_own_classes_are_one_line(classes, script, args, parts):
 
 def test_a_run_goes_on_with_the_same_labelled_images_alone(classes):
     args = '--dataset', 'folder', '--size', 40, '--width', 8, '--epochs', 1, '--batch_size', 12, '--resume'
-    for place, part in (('copy', None), ('other', 'labelled_images=24 images of 3 classes')):
+    for place, part in (('copy', None), ('other', 'labelled_data=24 images of 3 classes')):
         shutil.copytree(classes / 'mine', classes / place, dirs_exist_ok=True)
         if part:  # sorted, it moves every label
             for split in ('train', 'val'):

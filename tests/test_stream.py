@@ -291,6 +291,12 @@ def test_a_part_without_an_image_is_read_once_and_its_skips_are_listed_once(digi
     assert len(skips) == len(set(skips)) == 17
 
 
+@pytest.mark.skipif(not os.path.isfile('/proc/self/maps'), reason='needs /proc')
+def test_deleted_candidates_take_no_space(digits):
+    distil(digits, 'space', '--stream', '--score_only')
+    assert 'candidates' not in Path('/proc/self/maps').read_text()
+
+
 def test_it_goes_on_without_the_pool_but_not_without_the_selected_images(digits):
     shutil.copytree(digits / 'wild', digits / 'going')
     scored = result(distil(digits, 'going', '--stream', '--score_only', wild=['going']))

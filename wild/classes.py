@@ -59,19 +59,20 @@ def check_same(names, others, where, other):
 
 
 def own_order(root, part, info):
-    """The class folders of a part of `folder` in the order of info's classes, which are the training's. Where a teacher knows numbers
-    alone, the order is the folder's own."""
-    classes, unnamed = class_order(root, part), info.names == tuple(map(str, range(info.classes)))
-    if not unnamed:
-        if set(classes) == set(info.names):
-            return list(info.names)
-        if ordered := in_order(classes, info.names):
-            return ordered
+    """The class folders of a part of `folder` in the order of info's classes, which are the training's. Where nobody names these, or by
+    numbers that the folders don't have, the order is the folder's own."""
+    classes, numbers = class_order(root, part), tuple(map(str, range(info.classes)))
+    if set(classes) == set(info.names):
+        return list(info.names)
+    if ordered := info.names and in_order(classes, info.names):
+        return ordered
+    if info.names not in ((), numbers):
         check_same(info.names, classes, 'the training data (or --class_names)', part)
     if len(classes) != info.classes:
         raise UserError(f'{part} holds {len(classes)} class folders, and the teacher has {info.classes} classes: give one for each')
-    if set(classes) == set(info.names) and classes != list(info.names):
-        say(f'labels 0 to {len(classes) - 1} of {part} are {", ".join(classes)}; {root}/classes.txt would give another order')
+    if set(classes) == set(numbers) and tuple(classes) != numbers:
+        say(f'labels 0 to {len(classes) - 1} of {part} are {", ".join(classes)}; --class_names or {root}/classes.txt would give another '
+            'order')
     return classes
 
 

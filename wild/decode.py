@@ -204,6 +204,7 @@ def cached(folder, write):
                 warn(f'{damaged} is damaged or gone: its part is decoded again')
                 file.unlink(missing_ok=True)
                 write(folder)
+                count_parts(folder)
 
     try:
         counts = read_json(folder / 'parts.json')

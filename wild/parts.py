@@ -8,7 +8,7 @@ import torch
 from utils import Damaged, UserError, checked, json_line, read_checked, read_json_lines, read_seal, written_aside
 from wild.reading import Skip
 
-MAPPED = 4096  # parts whose images are mapped at a time: Linux lets a process have 65,530 maps
+MAPPED = 2**15  # parts whose images are mapped at a time: Linux lets a process have 65,530 maps
 
 
 def save_part(folder, number, images, names, skipped=()):

@@ -10,11 +10,11 @@ import torch
 
 import distributed
 from keep.chosen import UNREADABLE, is_whole, write_selection
-from selection import BATCH, BY_CLASS, Selection, check_teacher, lowest_first, rank_in_class, scores_of, select
+from selection import BATCH, BY_CLASS, Selection, check_teacher, form_of_scores, lowest_first, rank_in_class, scores_of, select
 from training import free_memory
 from utils import LocalError, UserError, checked, progress, remove, say, written_aside
 from wild.decode import DECODER, check_away, tell_skipped
-from wild.parts import Part, read_skipped, save_part, write_skipped
+from wild.parts import Part, mapped, read_skipped, save_part, write_skipped
 from wild.pool import Pool, open_stream
 from wild.reading import Skip
 
@@ -135,7 +135,8 @@ class Journal:
     def __init__(self, folder, candidates, teacher, wild):
         """Adds what was kept to the candidates. seen: {number of a part: its source}, those of all processes."""
         self.folder, self.candidates, self.clearings = folder, candidates, 0
-        self.key = repr((DECODER, candidates.rule, teacher.digest, teacher.mean, teacher.std, teacher.amp, wild.size, wild.channels))
+        self.key = repr((DECODER, form_of_scores(), candidates.rule, teacher.digest, teacher.mean, teacher.std, teacher.amp, wild.size,
+                         wild.channels))
         kept = distributed.on_first(self.find)
         self.seen = {number: source for _, parts in kept for number, source in parts.items()}
         self.files, self.parts = [], {}
@@ -241,4 +242,5 @@ def select_from_candidates(candidates, shares, folder):
         tell_skipped(skipped, counts.sum(), 'the stream', folder.with_name('skipped.jsonl'))
     folder.mkdir(exist_ok=True)
     save_part(folder, 0, pool.take(rows).numpy(), [names[row] for row in rows])
+    mapped.cache_clear()  # or the candidates' files, which are deleted now, would keep their space
     return noise[rows], labels[rows], counts, float(sum(t['noise_sum'] for t in tables)) / counts.sum()
