@@ -59,7 +59,6 @@ def parse():
     g.add_argument('--ie', type=at_least(float, 0), help='weight of the information entropy loss: raise it if classes are missing')
     g.add_argument('--a', type=at_least(float, 0), help='weight of the activation loss')
     args = parser.parse_args()
-    args.dataset = args.dataset or (None if args.teacher_dir else 'MNIST')  # None: the one that the teacher's file names, or none
     if given := [f'--{flag}' for flag in ('oh', 'ie', 'a') if args.method == 'dfad' and getattr(args, flag) is not None]:
         raise UserError(f"--method dfad has none of DAFL's loss terms, so {', '.join(given)} means nothing there: leave it out")
     return args

@@ -72,9 +72,7 @@ def parse():
                    'what can still be chosen; needs --num_select')
     g.add_argument('--score_only', action='store_true', help='stop after the selection; to distil, run the same command with --resume in '
                    'place of --score_only')
-    args = parser.parse_args()
-    args.dataset = args.dataset or (None if args.teacher_dir else 'MNIST')  # None: the one that the teacher's file names, or none
-    return args
+    return parser.parse_args()
 
 
 def check(args):
@@ -248,6 +246,7 @@ def main():
     run = Run(s, run_name(s.dataset, f'{method}-{s.select}' if method == 'dfnd' else method, arch, width, s.seed), device,
               [name for name in ('teacher_acc', *fitted) if not getattr(args, name)])
     s = run.settings
+    noisy = 'nll' in s.loss.split('+')
     arguments.say_settings(s)
     if run.finished():
         return
@@ -261,7 +260,7 @@ def main():
         if s.score_only:
             return print_result(run.result(method, **{**facts, 'epochs': 0, 'steps': 0, 'top1': None, 'top1_best': None}))
         held = None if test else held_out(selection, pool, wild, teacher, s.seed)
-        if not s.teacher_acc and 'nll' in s.loss.split('+'):
+        if not s.teacher_acc and noisy:
             s = s.replace(teacher_acc=estimated_accuracy(run.folder, pool, wild, teacher))
             facts['teacher_acc'] = s.teacher_acc
     else:
@@ -284,7 +283,7 @@ def main():
         run.end_epoch(measured[0], measured[1][1])
 
     # ---------------------------------------------------------------- result
-    if 'nll' in s.loss.split('+') and distributed.rank() == 0:
+    if noisy and distributed.rank() == 0:
         with written_aside(run.folder / 'adaptation.npy') as file:
             np.save(file, log_adaptation_matrix(theta, s.teacher_acc).exp().detach().cpu().numpy())
     per_epoch = -(-s.num_select // s.batch_size)

@@ -25,12 +25,16 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
 class Parser(argparse.ArgumentParser):
     """argparse, with one line for an error and the nearest flag for an unknown one."""
 
+    unless = None  # see add_common_arguments
+
     def __init__(self, description):
         super().__init__(description=description, allow_abbrev=False, formatter_class=HelpFormatter)
 
     def parse_args(self, *words):
         """Raises UserError where --tensorboard lacks its packages."""
         args = expand_home(super().parse_args(*words))
+        if self.unless and not args.teacher_dir:
+            args.dataset = args.dataset or self.unless
         if getattr(args, 'tensorboard', False):
             check_packages()
         return args
@@ -85,7 +89,8 @@ def name_in(names):
 
 def add_common_arguments(parser, datasets, unless=None):
     """The arguments that mean the same in every script. unless: the data set where neither --dataset nor --teacher is given, of a script
-    that has a teacher."""
+    that has a teacher; with --teacher alone, args.dataset is None: the one that the teacher's file names, or none."""
+    parser.unless = unless
     g = parser.add_argument_group('data and output')
     g.add_argument('--dataset', type=name_in(datasets), default=None if unless else 'MNIST', metavar='NAME',
                    help=f'one of {", ".join(datasets)}; mnist5k ships with a package and needs no download; folder is your own class '

@@ -2,10 +2,8 @@
 
 import contextlib
 import functools
-import hashlib
 import io
 import itertools
-import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -205,12 +203,8 @@ def load_folder(folder, train, info, cache_dir, decoder):
 
 
 def load_classes(part, names, info, cache_dir, decoder):
-    parts, labels = read_classes(part, names, info, cache_dir, decoder)
-    pool, start, digest = Pool(parts, part.name), len(os.path.join(part, '')), hashlib.sha256()
-    for name in (*names, '', *(path[start:] for path in pool.names())):
-        digest.update(os.fsencode(name) + b'\0')
-    source = f'{len(labels)} images of {len(names)} classes, {digest.hexdigest()[:8]}'
-    return Split(pool.reader(np.arange(len(labels)), torch.device('cpu')), torch.from_numpy(labels), source)
+    parts, labels, source = read_classes(part, names, info, cache_dir, decoder)
+    return Split(Pool(parts, part.name).reader(np.arange(len(labels)), torch.device('cpu')), torch.from_numpy(labels), source)
 
 
 @functools.cache  # both splits come of it

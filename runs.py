@@ -102,7 +102,7 @@ class Run:
         if not result or (result.get('epochs') or self.settings.epochs) < self.settings.epochs:
             return False
         late = ', '.join(sorted({*(getattr(self.settings, 'export', None) or ())} - {*(result.get('export') or ())}))
-        if late and any((self.folder / name).is_file() for name in SAVED):
+        if late and self._states():
             say(f'{self.folder} is finished, and is exported now: {late}')
             self.exported = result
             return False
@@ -146,9 +146,13 @@ class Run:
         if self.epoch < self.settings.epochs:
             stops.hold(self._pause)
 
+    def _states(self):
+        """The files of saved states, the newest first."""
+        return [file for name in SAVED if (file := self.folder / name).is_file()]
+
     def _saved(self):
         """The newest saved state that is whole, on the CPU, where optimisers keep their step counts; None where none was saved."""
-        found = [file for name in SAVED if (file := self.folder / name).is_file()]
+        found = self._states()
         for file in found:
             try:
                 return torch.load(checked(file), map_location='cpu', weights_only=True)

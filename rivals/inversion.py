@@ -45,7 +45,6 @@ def parse():
     g.add_argument('--adaptive', type=weight, help="weight of a student's agreement with the teacher, which is to be small (--student)")
     g.add_argument('--student', metavar='SPEC', help='of --adaptive, trained already: a network file or a run, as --teacher')
     args = parser.parse_args()
-    args.dataset = args.dataset or (None if args.teacher_dir else 'cifar10')
     if bool(args.adaptive) != bool(args.student):
         raise UserError('--adaptive and --student go together: give both, or neither')
     return args
