@@ -18,7 +18,7 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     """Adds the default to a help text, where there is one to name."""
 
     def _get_help_string(self, action):
-        unnamed = action.default is None or action.default is False  # and not `in`: 0 == False
+        unnamed = action.default in (None, ()) or action.default is False  # and not `in`: 0 == False
         return action.help if unnamed else super()._get_help_string(action)
 
 
@@ -102,8 +102,8 @@ def add_common_arguments(parser, datasets, unless=None):
     g.add_argument('--run', metavar='NAME', help="the run's folder, in place of <dataset>-<method>-<arch>-w<width>-s<seed>")
     g.add_argument('--resume', action='store_true', help='go on where that run was stopped; print its result if it is done')
     minutes = at_least(float, 0, strict=True)
-    g.add_argument('--save_minutes', type=minutes, default=10, metavar='M', help='at most so long after a save comes the next; never more '
-                   'than 2 %% of the time is for saving')
+    g.add_argument('--save_minutes', type=minutes, default=10, metavar='M', help='save again after M minutes at most; saving never '
+                   'takes more than 2 %% of the time')
     g.add_argument('--max_minutes', type=minutes, metavar='M', help='stop after so long, as after a signal, with exit code 0')
     g.add_argument('--rank_timeout', type=at_least(float, 5), default=30, metavar='S', help='under torchrun: end when another process '
                    'gives no sign of life for S seconds')
@@ -134,7 +134,7 @@ def add_optimizer_arguments(g):
                    help="the initial learning rate, or the peak of one cycle (default: the recipe's); lower it if the loss turns to NaN")
     g.add_argument('--optimizer', choices=OPTIMIZERS, help='change --lr with it: about 0.1 for sgd, 0.004 for adam, 0.12 for muon')
     g.add_argument('--schedule', choices=SCHEDULES, help='onecycle and linear get furthest where epochs are few')
-    g.add_argument('--flip', action=argparse.BooleanOptionalAction, help='mirror images at random where --augment is on: not for letters, '
+    g.add_argument('--flip', action=argparse.BooleanOptionalAction, help='mirror images at random, if augmented: not for letters, '
                    'digits, or classes such as left and right (default: photos yes; with --dataset folder, colour yes and grey no)')
     g.add_argument('--test_every', type=at_least(int, 1), metavar='N', help='epochs between two measurements on the test data; the last '
                    'epoch always has one')

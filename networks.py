@@ -140,10 +140,10 @@ def find_teacher(where, dataset):
             raise UserError(f'no finished teacher in {where}: name its file, its folder or its builder with --teacher')
         output = '' if where == Path('runs') else f' --output_dir {where}'
         raise UserError(f'no finished {dataset} teacher in {where}: train one first with `python teacher-train.py --dataset {dataset}'
-                        f'{output}`, or name its folder or file with --teacher_dir')
+                        f'{output}`, or name its folder or file with --teacher')
     if len(found) > 1:
         names = ', '.join(str(p.parent) for p in found)
-        raise UserError(f'{len(found)} {dataset} teachers in {where}, and one is needed: pass --teacher_dir with one of {names}')
+        raise UserError(f'{len(found)} {dataset} teachers in {where}, and one is needed: pass --teacher with one of {names}')
     return found[0]
 
 

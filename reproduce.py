@@ -2,7 +2,7 @@
 
     python reproduce.py table1 --dataset cifar10 --scale full       # the published schedules: needs a GPU
     python reproduce.py table1 --dataset cifar10 --scale paper      # the same networks, few images: hours a row on a CPU
-    python reproduce.py table1 --dataset cifar10 --wild ~/photos    # the same rows, small enough for a CPU
+    python reproduce.py table1 --dataset cifar10 --wild ~/photos    # small networks, few images: for a CPU
     python reproduce.py study --dataset MNIST --dry_run             # the plan alone
 
 Stop it at any time: the same command goes on. What follows a lone -- goes to every script: `-- --device cuda`.
@@ -177,7 +177,7 @@ def parse(words):
     parser.add_argument('--scale', choices=dict.fromkeys(scale for scales in SCALES.values() for scale in scales),
                         help="full: the published schedules; paper: the paper's networks, 500,000 images seen, the recipe short; paper32: "
                         'the same at half their width; cpu: small networks and budgets, the recipe short; study: the same by the '
-                        "published schedules; demo: mnist5k in minutes; pools: that table's (default: the plan's first line names it)")
+                        "published schedules; demo: mnist5k in minutes; pools: that table's (default: cpu for table1, demo for mnist5k's)")
     parser.add_argument('--rows', nargs='+', metavar='ID', help='these alone, and the teachers that they need')
     parser.add_argument('--seeds', nargs='+', type=int, metavar='N', help="for every row (default: as many as the row's spread needs)")
     parser.add_argument('--dry_run', action='store_true', help='print the plan and stop')

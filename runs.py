@@ -27,7 +27,7 @@ SAVED = ('last.pt', 'previous.pt')  # the state at the last save, and at the one
 
 def is_longer(old, new, changed):
     """Whether settings differ in nothing but more epochs, of which the first ones are the same: by another schedule, every learning rate
-    hangs on how many are to come, and --steps can end an epoch in its middle."""
+    depends on how many are to come, and --steps can end an epoch in its middle."""
     whole = old.get('steps') is None or old['steps'] * new['epochs'] == new['steps'] * old['epochs']
     return {*changed} <= {'epochs', 'steps'} and old.get('schedule') == 'constant' and new['epochs'] > old['epochs'] and whole
 

@@ -268,8 +268,8 @@ def main():
     parser.add_argument('--photos', metavar='DIR', help='a folder of real photos, in place of drawn ones')
     parser.add_argument('--teacher', metavar='FILE', help="a trained teacher's file: checks that the decoding keeps its selection")
     parser.add_argument('--images', type=arguments.at_least(int, 100), default=512, help='photos to draw, or to take of --photos')
-    parser.add_argument('--repeats', type=arguments.at_least(int, 1), default=3)
-    parser.add_argument('--rows', nargs='+', choices=[*NEED, 'selection'], default=[*NEED, 'selection'], help='leave rows out')
+    parser.add_argument('--repeats', type=arguments.at_least(int, 1), default=3, help='measurements of a row, of which the median counts')
+    parser.add_argument('--rows', nargs='+', choices=[*NEED, 'selection'], default=[*NEED, 'selection'], help='measure these alone')
     args = parser.parse_args()
     args.width = 8 if args.quick else 64
     if args.quick:

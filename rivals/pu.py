@@ -125,7 +125,7 @@ class Head(nn.Module):
 
 def train_head(positive, unlabelled, prior, seed):
     """A Head by the non-negative risk. positive: (P, F), unlabelled: (U, F), of zero mean and unit variance, float64: so the order of a
-    sum's terms, which hangs on the number of threads, does not change the selection."""
+    sum's terms, which depends on the number of threads, does not change the selection."""
     seed_init(seed, 'pu')
     c, head = recipes.PU_TRAINING, Head(positive.shape[1]).double()
     optimizer = torch.optim.Adam(head.parameters(), lr=c['lr'], weight_decay=c['weight_decay'])

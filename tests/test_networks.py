@@ -283,13 +283,13 @@ def test_no_teacher_yet_names_the_command_that_trains_one(where, tmp_path):
     make_run(tmp_path / 'unfinished', 'a', dataset='cifar10', finished=False)
     make_run(tmp_path / 'unfinished', 'b', dataset='MNIST')
     text = error_of(find_teacher, tmp_path / where, 'cifar10')
-    assert 'python teacher-train.py --dataset cifar10' in text and str(tmp_path / where) in text and '--teacher_dir' in text
+    assert 'python teacher-train.py --dataset cifar10' in text and str(tmp_path / where) in text and text.endswith('with --teacher')
 
 
 def test_two_teachers_are_both_listed(tmp_path):
     a, b, unfinished = (make_run(tmp_path, name, finished=name != 'c').parent for name in 'abc')
     text = error_of(find_teacher, tmp_path, 'MNIST')
-    assert str(a) in text and str(b) in text and str(unfinished) not in text and '--teacher_dir' in text
+    assert str(a) in text and str(b) in text and str(unfinished) not in text and 'pass --teacher with' in text
 
 
 # ---------------------------------------------------------------- the teacher

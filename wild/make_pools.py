@@ -54,7 +54,7 @@ def parse():
     parser.add_argument('--shares', type=int, nargs='+', default=(0, 50, 80, 95, 99), metavar='N',
                         help='percent of other kinds (default: 0 50 80 95 99)')
     parser.add_argument('--size', type=int, default=25_000, metavar='N', help='images of each pool (default: 25000)')
-    parser.add_argument('--seed', type=int, default=0, help='what is drawn and taken hangs on it (default: 0)')
+    parser.add_argument('--seed', type=int, default=0, help='what is drawn and taken depends on it (default: 0)')
     parser.add_argument('--out', required=True, metavar='DIR', help='where the images and the lists are written')
     args = parser.parse_args()
     if gone := [folder for folder in (args.relevant, *args.others, args.characters) if folder and not Path(folder).is_dir()]:
