@@ -50,12 +50,18 @@ def count_parameters(net):
 
 
 def count_multiply_adds(net, channels, size=SIZE):
-    """Multiply-adds of all convolutions and linear layers for one image of `size` x `size`: the tables' FLOPs."""
-    was_training, parameter = net.training, next(net.parameters())
+    """Multiply-adds of all convolutions and linear layers for one image of `size` x `size`: the tables' FLOPs. None where torch's counter
+    can't follow the network."""
+    was_training, parameter = net.training, next(net.parameters(), torch.zeros(()))
     net.eval()  # a batch of one image must not reach the batch norms' statistics
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        net(torch.zeros(1, channels, size, size, device=parameter.device, dtype=parameter.dtype))
-    net.train(was_training)
+    counter = FlopCounterMode(display=False)
+    try:
+        with torch.enable_grad(), counter:  # without, it fails at a view of a parameter, such as a class token's
+            net(torch.zeros(1, channels, size, size, device=parameter.device, dtype=parameter.dtype))
+    except Exception:  # whatever a stranger's network does: a training is not to be lost for it
+        return None
+    finally:
+        net.train(was_training)
     return counter.get_total_flops() // 2  # a multiply-add is two of torch's
 
 

@@ -101,7 +101,7 @@ class Run:
             return False
         if not result or (result.get('epochs') or self.settings.epochs) < self.settings.epochs:
             return False
-        late = ', '.join(sorted({*(getattr(self.settings, 'export', None) or ())} - {*(result.get('export') or ())}))
+        late = ', '.join(self._late(result.get('export') or {}))
         if late and self._states():
             say(f'{self.folder} is finished, and is exported now: {late}')
             self.exported = result
@@ -110,6 +110,18 @@ class Run:
             warn(f'{self.folder} has no saved state any more, so it is not exported: {late}')
         print_result(result)
         return True
+
+    def _late(self, had):
+        """The formats that are asked for and that an earlier export, `had`, does not hold, or holds no more, or in another form."""
+        asked, normalise = getattr(self.settings, 'export', None) or [], getattr(self.settings, 'export_normalise', None)
+        if asked and had.get('normalise', normalise) != normalise:
+            files = [part['file'] for part in had.values() if isinstance(part, dict) and 'file' in part]
+            if others := [file for file in files if Path(file).suffix[1:] not in asked]:
+                raise UserError(f'{self.folder / others[0]} was exported with{"" if had["normalise"] else "out"} mean and std in it, and '
+                                'the exports of a run take the same images: name its format in --export too, or leave '
+                                '--export_normalise as it was')
+            return sorted(asked)
+        return sorted(name for name in asked if name not in had or not (self.folder / had[name]['file']).is_file())
 
     def seconds(self):
         return self.before + time.time() - self.started

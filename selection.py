@@ -180,8 +180,8 @@ def select(keys, labels, rule, num_classes):
     """The indices of the images to keep, ascending, (num_select,) int64.
 
     rule.how: confidence, pu: the lowest keys over all classes, as the published files do. random: Table 1's control row. BY_CLASS: the
-    num_select / C lowest keys of each predicted class (`Rule.keys`); where a class has too few, its share goes to the lowest keys that
-    are left. all: everything, whatever num_select. Of equal keys, the earlier image goes first.
+    num_select / C lowest keys of each predicted class (`Rule.keys`), at least one; where a class has too few, its share goes to the
+    lowest keys that are left. all: everything, whatever num_select. Of equal keys, the earlier image goes first.
     keys: (N,), labels: (N,) in 0 .. num_classes - 1. Raises UserError when the pool is smaller than num_select.
     """
     (how, num_select, seed), count = rule, len(keys)
@@ -194,9 +194,14 @@ def select(keys, labels, rule, num_classes):
     order = lowest_first(keys)
     if how not in BY_CLASS:
         return np.sort(order[:num_select])
-    in_quota = rank_in_class(labels[order], num_classes) < num_select // num_classes
-    kept, left = order[in_quota], order[~in_quota]
+    in_quota = rank_in_class(labels[order], num_classes) < quota_of(num_select, num_classes)
+    kept, left = order[in_quota][:num_select], order[~in_quota]
     return np.sort(np.concatenate([kept, left[: num_select - len(kept)]]))
+
+
+def quota_of(num_select, num_classes):
+    """How many images every class may have before any is taken for its key alone."""
+    return max(1, num_select // num_classes)
 
 
 def worth_keeping(noise, labels):

@@ -92,6 +92,7 @@ def export(folder, student, teacher, images, settings):
             f'{other} predictions differ')
         if difference > TOLERANCE * max(1, plain.abs().max().item()):
             warn(f'{path} is not the same function as student.pt')
+    kept |= {'normalise': settings.export_normalise}
     kept |= {'input': 'images in 0..1' if settings.export_normalise else 'normalised images', 'images': len(pixels),
              'class_names': list(teacher.class_names)}
     return {'export': kept | {'cost': cost(calls, whole, teacher, pixels)}}

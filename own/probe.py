@@ -13,6 +13,7 @@ from utils import UserError, read_lines
 
 OUTPUTS = ('logits', 'probabilities', 'log_probabilities')
 SIZES = (32, 28, 64, 96, 128, 224, 299, 384)  # tried, where nobody says
+REPEATS = 0.1  # of the largest number: weights that are quantised as they run differ by less, batch norm in training mode by more
 
 
 class Outputs(nn.Module):
@@ -39,13 +40,16 @@ class Outputs(nn.Module):
 
 def scores(outputs):
     """The tensor (B, classes) among a network's outputs: a tensor, an array, a tuple (its first: others are auxiliary), or a dictionary or
-    object with logits."""
+    object with logits. Raises UserError where it can't be told."""
     if hasattr(outputs, 'keys'):
         if 'logits' not in outputs and len(outputs) != 1:
             raise UserError(f'it gives {", ".join(map(str, outputs))}, and none is named logits')
         outputs = outputs['logits'] if 'logits' in outputs else next(iter(outputs.values()))
     outputs = getattr(outputs, 'logits', outputs)
     if isinstance(outputs, (tuple, list)) and len(outputs):
+        widths = [len(y[0]) for y in outputs if getattr(y, 'ndim', 0) == 2 and len(y)]
+        if len({*widths}) > 1:
+            raise UserError(f'it gives outputs of {" and ".join(map(str, widths))} numbers an image, and none is named logits')
         outputs = outputs[0]
     y = torch.as_tensor(outputs)
     if y.ndim == 4 and y.shape[2:] == (1, 1):
@@ -64,7 +68,10 @@ def probe(name, net, channels, sizes, device):
         for size in sizes:
             x = torch.randn(4, count, size, size, generator=rng(0, 'probe')).to(device)
             try:
-                y = net(x).float()
+                y = net(x)
+                if not isinstance(y, torch.Tensor):
+                    raise UserError(f'it gives a {type(y).__name__} and no tensor')
+                y = y.float()
                 if len(y) != len(x):
                     raise UserError(f'{len(x)} images gave {len(y)} rows')
                 found[count, size] = y
@@ -79,7 +86,8 @@ def probe(name, net, channels, sizes, device):
                         'trained on')
     (count, size), y = found.popitem()
     if y.shape[1] < 2:
-        raise UserError(f'{name} gives {y.shape[1]} number an image, where one for each class is expected')
+        raise UserError(f'{name} gives {y.shape[1]} number an image, where one for each class is expected: of two classes, 0 and the '
+                        'number before the sigmoid, as a function of yours may join them')
     if not takes_one(net, torch.zeros(1, count, size, size, device=device), y):
         raise UserError(f'{name} takes four images at a time and not one alone, as the last of a pool may be: keep the first dimension in '
                         'it, as flatten(1) does and squeeze() does not')
@@ -96,6 +104,17 @@ def takes_one(net, x, y):
         return False
 
 
+@torch.no_grad()
+def check_repeats(name, net, channels, size, device):
+    """Raises UserError for a network that does not give an image the same numbers again, or not when it is alone: one that was traced, or
+    is used, in training mode."""
+    x = torch.randn(4, channels, size, size, generator=rng(0, 'probe')).to(device)
+    y = net(x)
+    for z, why in ((net(x), 'the second time, as dropout does'), (net(x[:1]), 'alone than among others, as batch norm does')):
+        if (z - y[: len(z)]).abs().max() > REPEATS * y.abs().max():
+            raise UserError(f'{name} gives the same image other numbers {why} in training mode: call eval() before it is saved or used')
+
+
 def output_kind(name, y, told=None):
     """Which of OUTPUTS the rows of y (B, classes) are. told: what the user says; a contradiction raises UserError."""
     kind = 'logits'
@@ -109,9 +128,20 @@ def output_kind(name, y, told=None):
     return kind
 
 
+def doubts(name, y):
+    """What is said of y (B, classes) that are hardly logits, though no probabilities either: a list of lines. Raises UserError for
+    percentages."""
+    total = y.sum(dim=1)
+    if (y >= 0).all() and torch.allclose(total, torch.full_like(total, 100), atol=0.1):
+        raise UserError(f'{name} gives percentages: give logits, or probabilities that add up to 1')
+    unit = (y >= 0).all() and (y <= 1).all() and y.any()
+    return ['all its numbers are in 0..1 and do not add up to 1: if it ends with a sigmoid, give what comes before'] * bool(unit)
+
+
 def first_channels(net):
-    """The channels of the first filters of a module, or None."""
-    return next((p.shape[1] for p in net.parameters() if p.ndim == 4), None) if isinstance(net, nn.Module) else None
+    """The channels of the first convolution of a module, or None. In some of timm's networks the image is folded before it."""
+    found = next((m.in_channels for m in net.modules() if isinstance(m, nn.Conv2d)), None) if isinstance(net, nn.Module) else None
+    return None if hasattr(net, 'pretrained_cfg') and found not in (1, 3) else found
 
 
 def as_tuple(flag, values, channels):

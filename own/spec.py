@@ -1,43 +1,22 @@
 """A SPEC, as --teacher and --student take it -> a network: a file of any kind, or a builder and its weights."""
 
-import contextlib
-import hashlib
 import importlib.util
 import inspect
-import re
 import sys
-import warnings
 import zipfile
 from pathlib import Path
-from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import nn
 
 from arguments import nearest
 from networks import ARCHS, LENET_WIDTH, RESNET_WIDTH, build, load_network, resolve_width
-from own.weights import fit, in_order_of, is_torchscript, plain_line, read_content, read_weights
+from own.made import Made, digest_of, digest_of_state, from_export, from_onnx, from_torchscript, told
+from own.weights import fit, in_order_of, is_torchscript, read_content, read_weights
 from utils import UserError
 
-ROOT = Path(__file__).resolve().parent.parent  # of our own code
 FORMS = ('a network file of ours or its run\'s folder, TorchScript, .pt2, .onnx, '
          f'{", ".join(ARCHS)}, torchvision:NAME, timm:NAME, hub:DIR:ENTRY, or file.py:FUNCTION')
-
-
-class Made(NamedTuple):
-    """What a SPEC gave."""
-
-    call: object  # a module, or a function: images (B, channels, size, size), normalised -> (B, classes)
-    kind: str  # ours, builder, TorchScript, .pt2, ONNX, function: the last four give outputs alone
-    facts: dict  # what its file states, with keys of networks.FACTS, and 'batch' where it takes only so many images at a time
-    digest: str  # of its weights, or its file
-    advice: dict = {}  # mean, std and size as the builder's package has them for its own weights
-    undone: tuple = ()  # what was undone to read the weights, in words
-
-    @property
-    def black_box(self):
-        return self.kind not in ('ours', 'builder')
 
 
 def make(spec, weights=None, width=None, classes=None, channels=None):
@@ -58,16 +37,18 @@ def make(spec, weights=None, width=None, classes=None, channels=None):
         raise UserError(f'a width of {width}, but only our ResNets have one: leave it out for {spec}')
     weights = read_weights(weights) if weights else None
     if weights and weights.file.endswith('.safetensors') and spec not in ARCHS:
-        weights = in_order_of(call_builder(spec, None, None)[0], weights)
+        weights = in_order_of(call_builder(spec, weights.classes, channels)[0], weights)
     classes = weights.classes if weights else classes
-    channels = weights.first[1] if weights and weights.first else channels
+    if weights and weights.first and weights.first[1] in (1, 3):  # others are no images': it is no first filter
+        channels = weights.first[1]
     if spec in ARCHS:
         return of_ours(spec, weights, width, classes, channels)
     net, advice = call_builder(spec, classes, channels)
     code, facts = code_of(spec, net), {}
     if not isinstance(net, nn.Module):
         if weights:
-            raise UserError(f'{spec} gives a function and no torch module, so {weights.file} can not be loaded into it: load it there')
+            raise UserError(f'{spec} gives a function and no torch module, so {weights.file} can not be loaded into it: load it there, or, '
+                            f'if it builds a module, give its parameters defaults, or the names num_classes and in_chans')
         return Made(net, 'function', {}, digest_of(*code))
     cfg = getattr(net, 'pretrained_cfg', None) or {}  # timm's, and whoever follows it
     advice = {**advice, **{k: cfg[k] for k in ('mean', 'std') if cfg.get(k)}}
@@ -76,10 +57,20 @@ def make(spec, weights=None, width=None, classes=None, channels=None):
     undone = ()
     if weights:
         undone = tuple(fit(net, weights))
-        facts = {'accuracy': weights.accuracy}
-    with told(spec):  # a lazy module has no weights yet
-        digest = digest_of_state(net)
-    return Made(net.eval(), 'builder', facts, digest_of(digest.encode(), *code) if code else digest, advice, undone)
+        facts = {'accuracy': weights.accuracy, **weights.facts}
+    with told(spec):  # a lazy module has no weights yet; a program of torch.export refuses eval()
+        digest = digest_of_state(net.eval())
+    return Made(net, 'builder', facts, digest_of(digest.encode(), *code) if code else digest, advice, undone)
+
+
+def check_trained(spec, made):
+    """Raises UserError for a builder that makes other weights each time."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        again = make(spec)
+    if again.digest != made.digest:
+        raise UserError(f'{spec} makes other weights each time, so they are random, at least some: give the trained ones with '
+                        '--teacher_weights FILE, or load them there')
 
 
 def code_of(spec, net):
@@ -90,18 +81,9 @@ def code_of(spec, net):
     where, _, name = spec.removeprefix('hub:').rpartition(':')
     files = {str(Path(where, 'hubconf.py') if spec.startswith('hub:') else Path(where))}
     for kind in {type(module) for module in net.modules()} if isinstance(net, nn.Module) else ():
-        if code := getattr(inspect.unwrap(kind.forward), '__code__', None):
+        if code := getattr(inspect.unwrap(getattr(kind, 'forward', None)), '__code__', None):  # TorchScript's modules have none
             files.add(code.co_filename)
     return [name.encode(), *(Path(file).read_bytes() for file in sorted(files) if '-packages' not in file and Path(file).is_file())]
-
-
-def digest_of(*parts):
-    return hashlib.sha256(b''.join(parts)).hexdigest()[:16]
-
-
-def digest_of_state(net):
-    tensors = (tensor.detach().cpu().contiguous().flatten() for tensor in net.state_dict().values())
-    return digest_of(*(tensor.view(torch.uint8).numpy().tobytes() for tensor in tensors))  # NumPy has no bfloat16
 
 
 # ---------------------------------------------------------------- builders
@@ -126,31 +108,9 @@ def of_ours(arch, weights, width, classes, channels):
     width = resolve_width(arch, width)
     net = build(arch, width, classes or 10, channels or 3)
     undone = tuple(fit(net, weights)) if weights else ()
-    facts = {'arch': arch, 'width': width, 'channels': channels or 3, 'accuracy': weights.accuracy if weights else None}
+    stated = {'accuracy': weights.accuracy, **weights.facts} if weights else {'accuracy': None}
+    facts = {**stated, 'arch': arch, 'width': width, 'channels': channels or 3}
     return Made(net.eval(), 'ours', facts, digest_of_state(net), undone=undone)
-
-
-@contextlib.contextmanager
-def told(spec, folder=None):
-    """What a user's code, or a package, raises while it builds a network, is one line. folder: of the user's code, whose imports come from
-    there; its resnet.py or utils.py must not be taken for ours, so ours are out of sight meanwhile."""
-    path, hidden = list(sys.path), {}
-    if folder:
-        files = {k: Path(getattr(m, '__file__', None) or '/') for k, m in sys.modules.items() if k != '__main__'}
-        # a file of ours lies in ROOT or in a package of it; an environment in ROOT, such as .venv, lies deeper
-        hidden = {k: sys.modules[k] for k, file in files.items() if ROOT in (file.parent, file.parent.parent)}
-        sys.path[:] = [str(folder.resolve()), *(p for p in path if Path(p or '.').resolve() != ROOT), str(ROOT)]
-        for name in hidden:
-            del sys.modules[name]
-    try:
-        yield
-    except UserError:
-        raise
-    except (Exception, SystemExit) as e:
-        raise UserError(f'{spec} could not be built ({plain_line(e)}): call it in Python to see more') from None
-    finally:
-        sys.path[:] = path
-        sys.modules.update(hidden)
 
 
 def from_torchvision(name, classes, channels):
@@ -207,7 +167,10 @@ def from_function(file, name, classes, channels):
                                               and p.name not in known for p in parameters.values()):
         return function
     with told(f'{file}:{name}', path.parent):
-        return function(**{k: v for k, v in known.items() if k in parameters and v})
+        net = function(**{k: v for k, v in known.items() if k in parameters and v})
+    if net is None:
+        raise UserError(f'{file}:{name} returns nothing: it is to return the network')
+    return net
 
 
 # ---------------------------------------------------------------- files
@@ -245,55 +208,3 @@ def open_file(path):
     with told(path):
         made.call.load_state_dict(state)
     return made._replace(facts=content['facts'], digest=digest_of_state(made.call))
-
-
-def static(shape):
-    """(batch, channels, size) of an input's shape (B, C, H, W), each where it is fixed, as facts."""
-    sides = dict(zip(('batch', 'channels', 'size'), shape))
-    return {k: v for k, v in sides.items() if isinstance(v, int) and v > 0} if len(shape) == 4 else {}
-
-
-def from_torchscript(path):
-    with told(path), warnings.catch_warnings():
-        warnings.simplefilter('ignore')  # that this kind is old
-        net = torch.jit.load(str(path), map_location='cpu').eval()
-    return Made(net, 'TorchScript', {}, digest_of(path.read_bytes()))
-
-
-def from_export(path):
-    with told(path):
-        program = torch.export.load(path)
-        shape = next(node.meta['val'].shape for node in program.graph.nodes
-                     if node.op == 'placeholder' and node.name in program.graph_signature.user_inputs)
-        module = program.module()
-    # a function, since a module that is part of another is put into evaluation mode, which this kind refuses; it stays on the CPU
-    facts = static(tuple(n if isinstance(n, int) else None for n in shape))
-    return Made(lambda x: module(x.cpu()), '.pt2', facts, digest_of(path.read_bytes()))
-
-
-def from_onnx(path):
-    """onnxruntime on the CPU, with as many threads as torch."""
-    runtime = onnxruntime()
-    options = runtime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = 3
-    with told(path):
-        session = runtime.InferenceSession(str(path), options, providers=['CPUExecutionProvider'])
-    first = session.get_inputs()[0]
-
-    def call(x):
-        outputs = session.run(None, {first.name: x.cpu().numpy().astype(np.float16 if 'float16' in first.type else np.float32)})
-        return [torch.from_numpy(np.asarray(out)).to(x.device) for out in outputs]
-
-    data = path.read_bytes()  # large weights lie in files beside it, which it names
-    names = {data[at.end() :][: at[1][0]].decode() for at in re.finditer(rb'\n\x08location\x12([\x01-\x7f])', data)}
-    files = [file for name in sorted(names) if (file := path.parent / name).is_file()]
-    return Made(call, 'ONNX', static(first.shape), digest_of(data, *(file.read_bytes() for file in files)))
-
-
-def onnxruntime():
-    try:
-        import onnxruntime as runtime
-    except ImportError:
-        raise UserError('ONNX needs the package onnxruntime: pip install onnxruntime') from None
-    return runtime

@@ -9,7 +9,7 @@ from networks import ARCHS, LENET_WIDTH, build, count_parameters, resolve_width
 from own.probe import output_kind, probe
 from own.spec import make
 from own.weights import plain_line
-from training import rng, seed_init, to_device
+from training import autocast, pick_amp, rng, seed_init, to_device
 from utils import UserError
 
 WIDTHS = (64, 32, 16, 8)  # of a ResNet
@@ -38,6 +38,9 @@ def make_student(args, default, teacher, purpose):
     if reason := why_untrained(made.call, teacher, 2):
         raise UserError(f'--student {spec} can not be trained ({reason}): give a network that has parameters, and in training gives one '
                         'number a class, as in use')
+    amp = pick_amp(args.amp, teacher.device, made.facts.get('arch', ''))
+    if reason := why_untrained(made.call, teacher, 2, amp):
+        raise UserError(f'--student {spec} can not be trained in bfloat16 ({reason}): give --amp off')
     arch = made.facts.get('arch', spec)
     if made.kind == 'ours':
         return to_device(made.call, teacher.device), arch, made.facts['width']
@@ -45,13 +48,13 @@ def make_student(args, default, teacher, purpose):
     return made.call.to(teacher.device), arch, None
 
 
-def why_untrained(net, facts, batch):
+def why_untrained(net, facts, batch, amp='off'):
     """What goes wrong in a step of a network on so many images, in words; None where nothing does. In training a network may do what it
-    does not do in use: ask for two images, or give further outputs. facts: with their channels and size."""
+    does not do in use: ask for two images, or give further outputs. facts: with their channels and size. amp: 'bf16' or 'off'."""
     net = copy.deepcopy(net).cpu().train()
     x = torch.randn(batch, facts.channels, facts.size, facts.size, generator=rng(0, 'probe'))
     try:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), autocast(torch.device('cpu'), amp):
             net(x).float().sum().backward()
     except Exception as e:  # whatever the network of a stranger raises
         return plain_line(e)

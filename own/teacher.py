@@ -20,8 +20,20 @@ from networks import (
     find_teacher,
     fold_batch_norms,
 )
-from own.probe import SIZES, Outputs, check_facts, first_channels, normalisation, output_kind, probe, read_names
-from own.spec import FORMS, digest_of, make
+from own.made import digest_of
+from own.probe import (
+    SIZES,
+    Outputs,
+    check_facts,
+    check_repeats,
+    doubts,
+    first_channels,
+    normalisation,
+    output_kind,
+    probe,
+    read_names,
+)
+from own.spec import FORMS, check_trained, make
 from training import autocast, evaluate, pick_amp, rng, to_device
 from utils import UserError, say, warn
 
@@ -150,7 +162,8 @@ class Teacher:
         if test is None:
             return top1
         wrong = [f'its file states {stated:.2f} %'] if stated is not None and abs(stated - top1) > 1 else []
-        wrong += [f'guessing gives {100 / self.classes:.2f} %'] if top1 < 150 / self.classes else []
+        guessing = 100 / self.classes
+        wrong += [f'guessing gives {guessing:.2f} %'] if top1 < guessing + min(guessing / 2, 10) else []
         if wrong:
             warn(f'the teacher is right on {top1:.2f} % of the test images, and {" and ".join(wrong)}: check --mean and --std (of '
                  'pixels in 0..1, not swapped), the size of its images, the order of the classes, and RGB against BGR (--channels bgr). '
@@ -223,6 +236,8 @@ def load_teacher(wanted, dataset, info, device, amp, fold=True):
     if not wanted.weights and (spec in ARCHS or spec.startswith(('torchvision:', 'timm:'))):
         raise UserError(f'{spec} alone has random weights: give its trained ones with --teacher_weights FILE')
     made = make(spec, wanted.weights, wanted.width, info and info.classes, channels or (info and info.channels))
+    if made.kind == 'builder' and not wanted.weights and not Path(spec).is_file():
+        check_trained(spec, made)
     facts = {k: v for k, v in made.facts.items() if v is not None}
     dataset = dataset or facts.get('dataset', 'none')
     info = info or DATASETS.get(dataset)
@@ -241,15 +256,24 @@ def load_teacher(wanted, dataset, info, device, amp, fold=True):
     if counts not in (None, 1, 3):
         raise UserError(f'{spec} takes images of {counts} channels, and images have 1 or 3: give a network of these')
     counts, size, y = probe(spec, plain, [counts] if counts else [3, 1], [size] if size else SIZES, device)
+    check_repeats(spec, plain, counts, size, device)
     for key, own in (('channels', counts), ('classes', y.shape[1])):
         if info and getattr(info, key) not in (None, own):
             raise UserError(f'{spec} has {key}={own}, and {dataset} has {getattr(info, key)}: change --dataset or the teacher')
     mean, std, notes = normalisation(wanted, made, info, counts, bgr)
     output = output_kind(spec, y, wanted.output)
+    notes += [] if wanted.output or output != 'logits' else doubts(spec, y)
 
     # the network, ready to infer
     parameters = count_parameters(net) if isinstance(net, nn.Module) else None
-    amp = 'off' if made.black_box else pick_amp(amp, device, made.facts.get('arch', ''))
+    asked, amp = amp, 'off' if made.black_box else pick_amp(amp, device, made.facts.get('arch', ''))
+    if made.kind == 'builder' and amp == 'bf16' and asked == 'auto':
+        try:
+            with autocast(device, amp):
+                probe(spec, plain, [counts], [size], device)
+        except UserError:
+            amp = 'off'
+            notes.append('in float32, since it can not run in bfloat16')
     if made.kind == 'ours' and not bgr:
         net = to_device(fold_batch_norms(net) if fold else net, device)
         if amp == 'bf16':

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from networks import FACTS, LATER, wrong_values
 from utils import UserError, checked, first_line
 
 HOLDERS = ('state_dict', 'model', 'net', 'model_state_dict', 'ema')  # what a checkpoint may keep its weights under, the first one wins
@@ -31,6 +32,7 @@ class Weights(NamedTuple):
     file: str
     accuracy: float | None  # in 0..1, where the file states it
     undone: list  # what was undone to read it, in words
+    facts: dict = {}  # of a file of ours: those of FACTS that hold for another network with these weights, too
 
     @property
     def classes(self):
@@ -72,7 +74,10 @@ def is_torchscript(path):
 
 
 def plain_line(error):
-    """An error's first line without a terminal's colours."""
+    """An error's first line without a terminal's colours; of one within TorchScript, which begins with where it was, the last."""
+    lines = str(error).strip().splitlines()
+    if lines and 'TorchScript interpreter' in lines[0]:
+        return lines[-1]
     return re.sub(r'\x1b\[[\d;]*m', '', first_line(error))
 
 
@@ -80,6 +85,10 @@ def read_weights(path):
     """The Weights in a file. Raises UserError where it holds none."""
     path, undone, accuracy = str(path), [], None
     content = read_safetensors(path) if path.endswith('.safetensors') else read_content(path)
+    facts = content.get('facts') if isinstance(content, dict) else None
+    facts = {**LATER, **facts} if isinstance(facts, dict) else {}
+    if set(FACTS) - facts.keys() or wrong_values(facts):
+        facts = {}
     for _ in range(3):  # such as {'model': {'state_dict': ...}}
         if hasattr(content, 'items') and accuracy is None:
             accuracy = stated_accuracy(content)
@@ -98,7 +107,7 @@ def read_weights(path):
     if kinds:
         undone.append(f'{" and ".join(kinds)} made float32')
         state = {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
-    return Weights(state, path, accuracy, undone)
+    return Weights(state, path, accuracy, undone, {k: v for k, v in facts.items() if k not in ('arch', 'width')})
 
 
 def read_safetensors(path):

@@ -8,11 +8,11 @@ from scripts import ROOT
 # a file imports from those before it alone
 ORDER = ['keep.stops', 'utils', 'recipes', 'distributed', 'keep.origin', 'training', 'resnet', 'lenet', 'generator', 'losses', 'networks',
          'paper.fits', 'paper.figures', 'paper.board', 'arguments', 'wild.workers', 'wild.pixels', 'wild.reading', 'wild.parts',
-         'wild.decode', 'wild.sources', 'wild.kinds', 'wild.demo', 'wild.pool', 'wild.classes', 'data', 'own.weights', 'own.spec',
-         'own.probe', 'own.teacher', 'own.student', 'runs', 'keep.chosen', 'selection', 'wild.make_pools', 'wild.stream', 'own.export',
-         'own.estimate', 'rivals.pu', 'rivals.inversion', 'teacher-train', 'DFND-train', 'DAFL-train', 'paper.rows', 'paper.results',
-         'paper.tables', 'paper.bench_tables', 'paper.page', 'reproduce', 'report', 'bench.measure', 'bench.plain', 'bench.speed',
-         'bench.scale']
+         'wild.decode', 'wild.sources', 'wild.kinds', 'wild.demo', 'wild.pool', 'wild.classes', 'data', 'own.weights', 'own.made',
+         'own.spec', 'own.probe', 'own.teacher', 'own.student', 'runs', 'keep.chosen', 'selection', 'wild.make_pools', 'wild.stream',
+         'own.export', 'own.estimate', 'rivals.pu', 'rivals.inversion', 'teacher-train', 'DFND-train', 'DAFL-train', 'paper.rows',
+         'paper.results', 'paper.tables', 'paper.bench_tables', 'paper.page', 'reproduce', 'report', 'bench.measure', 'bench.plain',
+         'bench.speed', 'bench.scale']
 # and, where one of these begins its name, from what begins with these
 ONLY = {**dict.fromkeys(('resnet', 'lenet', 'generator', 'losses'), ()), 'selection': ('keep.', 'utils', 'distributed', 'training'),
         'paper.': ('utils', 'paper.'), 'report': ('utils', 'paper.'), 'reproduce': ('keep.', 'utils', 'recipes', 'paper.', 'wild.pool')}

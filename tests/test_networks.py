@@ -337,3 +337,28 @@ def test_a_teacher_whose_facts_do_not_fit_the_data_set_is_refused(facts, named, 
     save_wrong(path, build('lenet5', 6, facts.get('classes', 10), facts.get('channels', 1)), 'lenet5', 6, **facts)
     text = error_of(load_teacher, path, 'MNIST', MNIST, CPU, 'off')
     assert named in text and next(iter(facts)) in text and str(path) in text
+
+
+class Attention(nn.Module):
+    """As class attention has it: a view of a parameter goes into a module."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.token = nn.Conv2d(3, 8, 8, 8), nn.Parameter(torch.zeros(1, 1, 8))
+        self.attention = nn.MultiheadAttention(8, 1, batch_first=True)
+
+    def forward(self, x):
+        x = self.conv(x).flatten(2).transpose(1, 2)
+        return self.attention(self.token.expand(len(x), -1, -1), x, x)[0][:, 0]
+
+
+def test_multiply_adds_of_a_strangers_network():
+    assert count_multiply_adds(Attention(), 3, 32) > 3 * 8 * 32 * 32
+    assert count_multiply_adds(nn.Flatten(), 3) == 0
+
+    class Fails(nn.Module):
+        def forward(self, x):
+            raise RuntimeError
+
+    net = Fails()
+    assert count_multiply_adds(net, 3) is None and net.training

@@ -105,8 +105,8 @@ def slow(noise, labels, num_select, how, num_classes):
     order = sorted(range(len(noise)), key=lambda i: (noise[i], i))
     kept = []
     if how == 'balanced':
-        for c in range(num_classes):
-            kept += [i for i in order if labels[i] == c][: num_select // num_classes]
+        quota = max(1, num_select // num_classes)
+        kept = [i for rank, i in enumerate(order) if sum(labels[j] == labels[i] for j in order[:rank]) < quota][:num_select]
     for i in order:
         if len(kept) < num_select and i not in kept:
             kept.append(i)

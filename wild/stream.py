@@ -10,7 +10,7 @@ import torch
 
 import distributed
 from keep.chosen import UNREADABLE, is_whole, write_selection
-from selection import BATCH, BY_CLASS, Selection, check_teacher, form_of_scores, lowest_first, rank_in_class, scores_of, select
+from selection import BATCH, BY_CLASS, Selection, check_teacher, form_of_scores, lowest_first, quota_of, rank_in_class, scores_of, select
 from training import free_memory
 from utils import LocalError, UserError, checked, progress, remove, say, written_aside
 from wild.decode import DECODER, check_away, tell_skipped
@@ -23,14 +23,15 @@ COLUMNS = 'keys', 'noise', 'labels', 'places', 'images'  # of a table of candida
 
 class Candidates:
     """The images of a stream that can still be chosen: the `num_select` lowest keys (see selection.Rule) of all and, for the rules by
-    class, the num_select / C lowest of every class: at most twice num_select, and half as many again before the next clearing. They are
-    in one table, in the stream's order, which a clearing closes up in place."""
+    class, the num_select / C lowest of every class, at least one: at most twice num_select, or num_select + C, and half as many again
+    before the next clearing. They are in one table, in the stream's order, which a clearing closes up in place."""
 
     def __init__(self, rule, num_classes):
         self.rule, self.num_classes = rule, num_classes
         # keys, noise, labels, places in the stream, images, names: each becomes as long as `capacity` when the first image comes
         self.columns = [np.empty(0, kind) for kind in ('f4', 'f4', 'i8', 'i8', 'u1', 'O')]
-        self.count, self.capacity = 0, 2 * rule.num_select + max(rule.num_select // 2, 4096)
+        most = rule.num_select + max(rule.num_select, num_classes)
+        self.count, self.capacity = 0, most + max(rule.num_select // 2, 4096)
         # (key, place in the stream): above both, an image can't be chosen any more; the second for each class
         self.bar, self.class_bars = (np.inf, 0), (np.full(num_classes, -np.inf), np.zeros(num_classes, np.int64))
         self.counts, self.noise_sum, self.skipped = np.zeros(num_classes, np.int64), 0.0, []  # of all that passed
@@ -77,8 +78,8 @@ class Candidates:
         if len(order) >= num_select:
             last = order[num_select - 1]
             self.bar = keys[last], places[last]
-        quota = num_select // self.num_classes
-        if self.rule.how in BY_CLASS and quota:
+        quota = quota_of(num_select, self.num_classes)
+        if self.rule.how in BY_CLASS:
             rank = rank_in_class(labels[order], self.num_classes)
             chosen |= rank < quota
             last = order[rank == quota - 1]
