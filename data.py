@@ -102,6 +102,9 @@ def measure(name, root, size, channels, cache_dir, decoder):
     if not part:
         raise missing(root, True)
     names = class_order(root, part)
+    if len(names) == 1:
+        raise UserError(f'{part} holds one class folder, {names[0]}, and two or more are needed: the layout is {part}/<class>/*, without a '
+                        'folder between')
     info = info._replace(classes=len(names), names=tuple(names), channels=channels or 3)
 
     def measured(info):

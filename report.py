@@ -70,7 +70,10 @@ def update_readme(path, check):
     """Writes the tables between a file's markers. With `check` writes nothing, and returns 1 where a table differs, else 0."""
     if not path.is_file():
         raise UserError(f'{path} is not a file, expected a README with table markers: give another --readme')
-    old = path.read_text(encoding='utf-8')
+    try:
+        old = path.read_text(encoding='utf-8')
+    except UnicodeDecodeError as e:
+        raise UserError(f'{path} is no text in UTF-8 ({first_line(e)}): save it as UTF-8') from None
     marks = MARKER.findall(old)
     names = [name for name, _ in marks[::2]]
     for found, expected in itertools.zip_longest(marks, [(name, end) for name in names for end in ('begin', 'end')]):
@@ -93,7 +96,8 @@ def update_readme(path, check):
 def parse():
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.error = bad_usage
-    parser.add_argument('--runs', type=Path, metavar='PATH', help='folder of runs, at any depth, or a published file (default: runs)')
+    parser.add_argument('--runs', type=Path, nargs='+', action='extend', metavar='PATH',
+                        help='folder of runs, at any depth, or a published file (default: runs)')
     parser.add_argument('--out', type=Path, metavar='DIR', help='folder for table.md and the figures (default: report)')
     parser.add_argument('--rows', nargs='+', metavar='ID', help="the papers' table of these rows alone: runs in ID-s<seed>")
     parser.add_argument('--study', nargs='+', metavar='ID', action='append', help='the same, as a slim table; may be repeated')
@@ -105,6 +109,9 @@ def parse():
     parser.add_argument('--check', action='store_true',
                         help='write nothing; exit 1 if --readme (default: README.md and docs/*.md) is out of date')
     args = parser.parse_args()
+    if args.runs and len(args.runs) > 1:
+        raise UserError(f'--runs {" ".join(map(str, args.runs))}, and a table is of one folder: give the one above them, with --rows to '
+                        'take a part of it')
     tables = args.rows or args.study or args.pools or args.no_figures
     if (args.readme or args.check) and (args.runs or args.out or args.html or tables):
         raise UserError('--runs, --out, --rows, --study, --pools, --no_figures, --html do not go with --readme, --check, whose markers '
@@ -133,7 +140,7 @@ def main():
     if args.readme or args.check:
         files = [args.readme] if args.readme else [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
         return max([update_readme(path, args.check) for path in files])
-    path, out = args.runs or Path('runs'), args.out or Path('report')
+    path, out = args.runs[0] if args.runs else Path('runs'), args.out or Path('report')
     runs = load_runs(path, unfinished=args.html)
     try:
         if args.html:

@@ -11,6 +11,8 @@ Stop it at any time: the same command goes on. What follows a lone -- goes to ev
 import keep.stops  # isort: skip  # before the rest, see there
 
 import argparse
+import contextlib
+import filecmp
 import functools
 import os
 import re
@@ -22,10 +24,10 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from paper.results import HOW, publish, published_name, settings_of
+from paper.results import HOW, check_publishing, publish, published_name, settings_of
 from paper.rows import BUDGETS, BY_NAME, DFND, FIRST, KIND, POOLS, ROWS, SEEDS, SHARES, STUDY, TABLE1, TEACHER, TFLOPS, WORDS, Row, hours
 from recipes import PUBLISHED_ACC
-from utils import UserError, bad_usage, expand_home, read_json, run_script
+from utils import Damaged, UserError, bad_usage, expand_home, read_json, run_script
 
 HERE = Path(__file__).resolve().parent
 OWN = ('--dataset', '--seed', '--run', '--output_dir', '--teacher', '--teacher_dir', '--max_minutes')  # each run is given its own
@@ -44,8 +46,14 @@ class Job(NamedTuple):
     def command(self):
         return shlex.join(['python', *self.row.script.split(), *self.arguments])
 
+    def result(self):
+        """None where there is none, or a damaged one, which the script makes again."""
+        file = self.folder / 'result.json'
+        with contextlib.suppress(Damaged):
+            return read_json(file) if file.is_file() else None
+
     def done(self):
-        return (self.folder / 'result.json').is_file()
+        return self.result() is not None
 
     def state(self):
         file = self.folder / 'config.json'
@@ -53,14 +61,37 @@ class Job(NamedTuple):
             return 'to go on' if file.is_file() else 'to do'
         config = read_json(file)
         command, amp = config.get('command', ''), {'--amp': str(settings_of(config).get('amp'))}  # where a command does not say it
-        same = amp | asked_for(shlex.split(command)) == amp | asked_for(self.arguments)
-        return 'done' if same else f'done, but by another command: {command}'
+        old, new = flags_of(shlex.split(command)), flags_of(self.arguments)
+        if amp | asked_for(old) != amp | asked_for(new) or moved(old.get('--wild'), new.get('--wild')):
+            return f'done, but by another command: {command}'
+        teachers = [file for flags in (old, new) if (file := teacher_file(flags.get('--teacher_dir')))]
+        if len(teachers) == 2 and not filecmp.cmp(*teachers, shallow=False):
+            return f'done, but with another teacher, {teachers[0]}'
+        return 'done'
 
 
-def asked_for(words):
-    """{flag: its values} of a command, without those that say where or how it runs."""
-    flags = dict(re.findall(r'(--[\w-]+)(?:[ =](?!--)(.*?))?(?= --|$)', ' '.join(words)))
-    return {flag: values for flag, values in flags.items() if flag[2:] not in HOW}
+def flags_of(words):
+    """{flag: its values} of a command."""
+    return dict(re.findall(r'(--[\w-]+)(?:[ =](?!--)(.*?))?(?= --|$)', ' '.join(words)))
+
+
+def asked_for(flags):
+    """Of flags_of's, those that don't say where or how a command runs; of the pool alone whether it is named, see `moved`."""
+    return {flag: None if flag == '--wild' else values for flag, values in flags.items() if flag[2:] not in HOW}
+
+
+def moved(old, new):
+    """Whether two values of --wild name other sources. A folder that is not there any more may lie elsewhere now: the script knows a pool
+    by its images."""
+    def sources(values):
+        return [str(Path(word).resolve()) if Path(word).exists() else word for word in values.split()]
+
+    return old and new and sources(old) != sources(new) and all(Path(word).exists() for word in sources(old))
+
+
+def teacher_file(where):
+    files = [Path(where), Path(where, 'teacher.pt')] if where else []
+    return next((file for file in files if file.is_file()), None)
 
 
 def plan(args, extra):
@@ -143,19 +174,24 @@ def run_jobs(args, jobs):
     for job in jobs:
         if job.done() and job.state() != 'done':
             raise UserError(f'{job.folder} is {job.state()}: move it away, or give another --output_dir')
+    published = args.publish and Path(args.publish) / published_name(args.dataset, args.scale)
+    if published:
+        check_publishing(published)
     minutes = {}  # of each script's latest run
     for i, job in enumerate(jobs, 1):
         if not job.done():
+            (job.folder.parent / 'report' / 'table.md').unlink(missing_ok=True)  # of other rows: it says that a table is whole
             name, start = f'[{i}/{len(jobs)}] {job.folder.name}', time.time()
             print(f'\n{name}: {job.command()}')
             code = run(job.row.script, *job.arguments)
             if code or not job.done():
                 raise UserError(f'{job.folder.name} stopped with exit code {code}: correct what it says, then give the same command')
-            took = minutes[job.row.script] = (time.time() - start) / 60
+            took = max(time.time() - start, job.result().get('seconds') or 0) / 60  # of all its sittings
+            minutes[job.row.script] = took
             rest = sum(minutes.get(other.row.script, took) for other in jobs[i:] if not other.done())
             print(f'{name} took {took:.1f} min; left: roughly {rest:.0f} min')
-        if args.publish:
-            publish(job.folder, Path(args.publish) / published_name(args.dataset, args.scale))
+        if published:
+            publish(job.folder, published)
     print()
     kind, folder = KIND[args.dataset], jobs[0].folder.parent
     tables = ['--rows', *dict.fromkeys([*rows_of('table1', kind, args.scale), *args.rows])] if args.table == 'table1' else ['--pools']
@@ -199,8 +235,8 @@ def parse(words):
     args.scale = args.scale or scales[0]
     if args.scale not in scales:
         raise UserError(f'--scale {args.scale}, but {args.table} of {args.dataset} has {", ".join(scales)}: give --scale {scales[0]}')
-    if args.max_minutes is not None and not args.max_minutes > 0:
-        raise UserError(f'--max_minutes {args.max_minutes}, expected a number above 0')
+    if args.max_minutes is not None and not 0 < args.max_minutes <= 10**9:
+        raise UserError(f'--max_minutes {args.max_minutes}, expected a number above 0 and at most 1,000,000,000')
     if args.tflops is not None and not args.tflops > 0:
         raise UserError(f'--tflops {args.tflops}, expected a number above 0')
     args.tflops = TFLOPS.get((kind, args.scale)) and (args.tflops or TFLOPS[kind, args.scale])
@@ -242,6 +278,10 @@ def main():
         raise UserError(f'{" ".join(own)} after the --, but each run has its own: leave it out, or give --seeds, --teacher or '
                         '--output_dir before it')
     jobs = plan(args, extra)
+    fixed = {flag for job in jobs for flag in [*flags_of(job.row.flags.split()), *(['--select'] if job.row.script == DFND else [])]}
+    if own := fixed & flags_of(extra).keys():
+        raise UserError(f'{" ".join(sorted(own))} after the --, but it is what makes a row that row: leave it out, or make a row of your '
+                        'own by the script, with --run NAME-s0')
     print_plan(args, jobs)
     keep.stops.limit(args.max_minutes)
     return 0 if args.dry_run else run_jobs(args, jobs)

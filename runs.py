@@ -13,7 +13,7 @@ import distributed
 import training
 from arguments import MAY_CHANGE
 from keep import stops
-from keep.origin import origin
+from keep.origin import command, origin
 from networks import count_multiply_adds, count_parameters, save_network
 from paper import board
 from utils import Damaged, UserError, checked, first_line, json_line, read_json, read_object, say, warn, write_json, written_aside
@@ -74,7 +74,7 @@ class Run:
         compared = old.keys() & new.keys() - MAY_CHANGE - set(measured)
         changed = sorted(key for key in compared if old[key] != new[key])
         if changed and is_longer(old, new, changed):
-            write_json(config_file, {**config, 'settings': {**old, **{key: new[key] for key in changed}}})
+            write_json(config_file, {**config, 'command': command(), 'settings': {**old, **{key: new[key] for key in changed}}})
         elif changed:
             raise UserError(f'{self.folder} was run with {", ".join(f"{key}={old[key]}" for key in changed)}, and now it is '
                             f'{", ".join(f"{key}={new[key]}" for key in changed)}: give the same, or --run NAME for another folder')

@@ -18,6 +18,7 @@ import training
 from arguments import at_least
 from data import DATASETS, EpochPlan, batches, load, measure, padding_of
 from networks import ARCHS, SIZE, Normalise, build, count_parameters, resolve_width
+from own.made import digest_of_state
 from own.student import check_last_batch
 from runs import Run
 from utils import progress, say
@@ -105,7 +106,7 @@ def main():
         train_epoch(epoch, run, steps, train, (net, optimizer, normalise, device))
         due = epoch % s.test_every == 0 or epoch == s.epochs
         run.end_epoch(training.evaluate(net, due and test, normalise, device, s.amp))
-    run.finish(method, steps=run.step, images_seen=s.epochs * count)
+    run.finish(method, steps=run.step, images_seen=s.epochs * count, digest=digest_of_state(net))
 
 
 if __name__ == '__main__':

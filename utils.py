@@ -284,4 +284,4 @@ def _read_objects(path, texts):
         with open(path, 'rb') as file:
             return [read_object(data, path) for data in texts(file)]
     except (OSError, Damaged) as e:
-        raise Damaged(f'{e}: delete that run, or make it again') from None
+        raise Damaged(f'{e}: give the command of that run again, with --resume, or another file') from None

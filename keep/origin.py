@@ -16,11 +16,14 @@ from keep import stops
 
 def origin(device):
     """What config.json holds beside the settings. device: the torch.device of the run."""
-    return {'command': shlex.join(['python', *stops.script().split(), *sys.argv[1:]]),
-            'torchrun': distributed.torchrun(), 'commit': commit(),
+    return {'command': command(), 'torchrun': distributed.torchrun(), 'commit': commit(),
             'versions': {'python': platform.python_version(), 'torch': torch.__version__, 'torchvision': torchvision.__version__},
             'hardware': {'device': device.type, 'name': torch.cuda.get_device_name(device) if device.type == 'cuda' else cpu_name(),
                          'cpus': os.cpu_count(), 'threads': torch.get_num_threads(), 'processes': distributed.world()}}
+
+
+def command():
+    return shlex.join(['python', *stops.script().split(), *sys.argv[1:]])
 
 
 def cpu_name():

@@ -6,6 +6,7 @@ import re
 import statistics
 from typing import NamedTuple
 
+from paper.fits import LAST
 from paper.rows import FIRST, ROWS, Row
 from utils import UserError, first_line, read_json, read_json_lines, warn, written_aside
 
@@ -87,9 +88,8 @@ def published_name(dataset, scale):
 
 def publish(folder, file):
     """Writes the finished run of `folder` into `file`, a line a run, in the place of an earlier one of its row and seed."""
-    runs = {(run.row, run.seed): run for run in [*read_published(file), read_run(folder)]}
+    runs = {(run.row, run.seed): run for run in [*check_publishing(file), read_run(folder)]}
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
         with written_aside(file, 'w', encoding='utf-8') as out:
             for key in sorted(runs):
                 out.write(json.dumps(runs[key].line | {'curve': thinned(runs[key].curve)}) + '\n')
@@ -97,10 +97,32 @@ def publish(folder, file):
         raise UserError(f'{file} can not be written ({first_line(e)}): give another --publish') from None
 
 
+def check_publishing(file):
+    """The runs that are in a published file, which is written beside the run that comes. Raises UserError where it can't be."""
+    runs = read_published(file)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise UserError(f'{file} can not be written ({first_line(e)}): give another --publish') from None
+    return runs
+
+
 def thinned(curve):
-    """At most MOST_POINTS rows of a curve, evenly spaced, its first and its last among them."""
-    last, steps = len(curve) - 1, MOST_POINTS - 1
-    return curve if last <= steps else [curve[round(i * last / steps)] for i in range(MOST_POINTS)]
+    """At most MOST_POINTS rows of a curve: first those with a measurement, the last LAST of them among them, as a fit takes these; then
+    others, evenly spaced."""
+    if len(curve) <= MOST_POINTS:
+        return curve
+    measured = [i for i, row in enumerate(curve) if row.get('top1') is not None or row.get('agreement') is not None]
+    kept = {0, len(curve) - 1, *measured[-LAST:]}
+    for rows in (measured, range(len(curve))):
+        kept |= set(evenly([i for i in rows if i not in kept], MOST_POINTS - len(kept)))
+    return [curve[i] for i in sorted(kept)]
+
+
+def evenly(items, count):
+    """At most `count` of the items, evenly spaced."""
+    count = min(count, len(items))
+    return [items[(2 * i + 1) * len(items) // (2 * count)] for i in range(count)]
 
 
 def load_runs(path, unfinished=False):
@@ -165,7 +187,8 @@ class Entry(NamedTuple):
         return statistics.mean(self.values(key))
 
     def core_hours(self):
-        """Of one seed, all that comes after the teacher: the mean over the seeds. A thread of a process is a core."""
+        """Of one seed, after the teacher: the mean over the seeds. A thread of a process is a core. Decoding is never in it, and
+        scoring the pool only in the run that did it, since both are kept for all that come after."""
         def hours(run):
             hardware = run.line.get('hardware') or {}
             return (run.result.get('seconds') or 0) * hardware.get('threads', 1) * hardware.get('processes', 1) / 3600

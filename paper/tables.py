@@ -90,8 +90,11 @@ def order_seen(rows):
         what += ' ± its standard error'
     what += f', n = {len(a)} and {len(b)}'
     what += ''.join(f'; the best of {len(groups[key])} {names[key]} rows' for key in ('dfnd', 'random') if len(groups[key]) > 1)
-    unequal = ', '.join(text for text in differences(dfnd.runs[0], random.runs[0]) if not text.startswith(('select ', 'recipe ')))
+    unequal = [text for text in differences(dfnd.runs[0], random.runs[0]) if not text.startswith(('select ', 'recipe '))]
+    unequal = ', '.join(unequal + ['the teacher'] * (not same_teachers(dfnd, random)))
     caution = f' Besides the selection, the two differ in {unequal}.' if unequal else ''
+    if 'kd' in best and not same_teachers(dfnd, best['kd']):
+        del best['kd']
     means = sorted((round(entry.mean('top1'), 2), names[method]) for method, entry in best.items())
     order = ''.join(f' {"<" if low < high else "="} {name} {high:.2f}' for (low, _), (high, name) in itertools.pairwise(means))
     return [f'{dfnd.row.name} - {random.row.name}: {number} ({what}).{caution} Order seen: {means[0][1]} {means[0][0]:.2f}{order}.', '']
@@ -102,8 +105,23 @@ def pools(runs):
     return ', '.join(f'{name} ({size:,} images)' if size else name for name, size in sizes) or 'none'
 
 
+def same_teachers(one, other):
+    """Whether the students of two rows had the same teacher, seed by seed; where one row lacks a seed, whether they had one at all."""
+    first, second = ({run.seed: run.result.get('teacher') for run in entry.runs} for entry in (one, other))
+    shared = first.keys() & second.keys()
+    return all(first[seed] == second[seed] for seed in shared) if shared else {*first.values()} & {*second.values()} != set()
+
+
 def teachers(runs):
-    """How many teachers the students had: rows compare best where all runs of a seed had the same one."""
+    """How many teachers the students had, and whether the Teacher row is theirs: rows compare best where all of a seed had the same one."""
+    shown = {run.result.get('digest') for run in runs if run.result['method'] == 'teacher'}
+    had = {run.result['teacher'] for run in runs if run.result.get('teacher')}
+    other = ' **The Teacher row is another network.**' if shown and had and None not in shown and not shown & had else ''
+    return students_teachers(runs) + other
+
+
+def students_teachers(runs):
+    """A sentence on how many teachers they had."""
     pairs = {(run.seed, run.result['teacher']) for run in runs if run.result.get('teacher')}
     count = len({teacher for _, teacher in pairs})
     if count < 2:

@@ -386,6 +386,8 @@ def test_a_class_without_an_image_and_classes_that_differ_are_told(tmp_path):
     assert f'--data {tmp_path} holds no folder train' in told(True)
     (tmp_path / 'train').mkdir()
     assert 'holds no class folder' in told(True)
+    write_images(tmp_path / 'train' / 'images' / 'a', 1)  # as an unzip may leave it
+    assert 'one class folder, images' in told(True)
 
 
 def test_blank_training_images_are_told(tmp_path):

@@ -5,7 +5,7 @@ import contextlib
 import sys
 import types
 from collections import OrderedDict
-from unittest.mock import Mock
+from unittest.mock import ANY, Mock
 
 import numpy as np
 import pytest
@@ -776,6 +776,11 @@ def test_a_black_box_and_a_pool_are_enough(repo, tmp_path):
     late = result(run('DFND-train.py', *args, '--resume', '--export', 'pt2', cwd=tmp_path))  # of a finished run
     assert late['seconds'] == again['seconds']
     assert late['export']['class_names'] == list('abcd') and (tmp_path / 'runs/s/student.pt2').is_file()
+    (tmp_path / 'runs/s/student.pt2').unlink()
+    assert result(run('DFND-train.py', *args, '--resume', '--export', 'pt2', cwd=tmp_path)) == late | {'export': ANY}
+    assert (tmp_path / 'runs/s/student.pt2').is_file()
+    plain = result(run('DFND-train.py', *args, '--resume', '--export', 'pt2', '--no-export_normalise', cwd=tmp_path))
+    assert (late['export']['input'], plain['export']['input']) == ('images in 0..1', 'normalised images')
     assert [late[key] for key in ('steps', 'agreement', 'images_seen')] == [again[key] for key in ('steps', 'agreement', 'images_seen')]
 
 

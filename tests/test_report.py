@@ -181,6 +181,21 @@ def test_teachers_that_differ_within_a_seed_are_told(tmp_path, table):
         assert words in table()
 
 
+def test_rows_of_another_teacher_are_told_and_kd_is_left_out(tmp_path, table):
+    for name, method, teacher in (('random-s0', 'dfnd', 'a'), ('dfnd-s0', 'dfnd', 'b'), ('kd-s0', 'kd', 'c')):
+        make_run(tmp_path / 'runs', name, method, teacher=teacher, select=name.split('-')[0])
+    text = table()
+    assert 'the two differ in the teacher.' in text and 'Order seen: DFND 95.00 = Randomly selected 95.00.' in text
+    make_run(tmp_path / 'runs', 'teacher-s0', 'teacher', digest='d')
+    assert 'The Teacher row is another network' in table()
+
+
+def test_the_teacher_row_that_the_students_had_is_no_matter(tmp_path, table):
+    make_run(tmp_path / 'runs', 'teacher-s0', 'teacher', digest='a')
+    make_run(tmp_path / 'runs', 'dfnd-s0', teacher='a')
+    assert 'All students had one teacher.' in (text := table()) and 'another network' not in text
+
+
 def test_a_study_is_a_slim_table_in_the_order_asked_for(tmp_path, report):
     runs = tmp_path / 'runs'
     seeds(runs, 'dfnd', (95.0, 96.0))
@@ -208,11 +223,14 @@ def test_what_selections_hold_is_below_a_study_that_compares_them(tmp_path, tabl
 
 
 @pytest.mark.parametrize('count', [0, 1, 49, 50, 51, 99, 1000])
-def test_a_published_curve_is_thinned_evenly_and_keeps_its_ends(count):
-    thin = thinned(list(range(count)))
-    assert len(thin) == min(count, 50) and thin[:1] + thin[-1:] == list(range(count))[:1] + list(range(count))[-1:]
-    gaps = {b - a for a, b in itertools.pairwise(thin)}
-    assert not gaps or (min(gaps) >= 1 and max(gaps) - min(gaps) <= 1)
+@pytest.mark.parametrize('every', [1, 5, 10**6])
+def test_a_published_curve_is_thinned_evenly_and_keeps_its_ends_and_its_measurements(count, every):
+    curve = [{'epoch': i, 'top1': 90.0 if i % every == 0 or i == count else None} for i in range(1, count + 1)]
+    thin = thinned(curve)
+    assert len(thin) == min(count, 50) and thin[:1] + thin[-1:] == curve[:1] + curve[-1:]
+    measured, kept = ([row['epoch'] for row in rows if row['top1']] for rows in (curve, thin))
+    assert kept[-3:] == measured[-3:] and (kept == measured or len(kept) >= 48)
+    assert all(0 < b['epoch'] - a['epoch'] <= 2 * count // 50 + 1 for a, b in itertools.pairwise(thin))
 
 
 def test_a_published_file_gives_the_same_table_and_is_updated_by_row_and_seed(tmp_path, table):
@@ -328,6 +346,9 @@ def test_wrong_markers_are_one_line(tmp_path, report, lines, words):
     (('--run', 'x'), ('--run', '--help')),  # no abbreviations: unknown
     (('--runs', 'nowhere'), ('nowhere', 'does not exist')),
     (('--runs', 'empty'), ('empty', 'no finished run')),
+    (('--runs', 'empty', '--runs', 'broken'), ('empty broken', 'the one above them')),
+    (('--runs', 'empty', 'broken'), ('empty broken', 'the one above them')),
+    (('--readme', 'latin.md'), ('latin.md', 'UTF-8')),
     (('--runs', 'empty.jsonl'), ('empty.jsonl', 'no finished run')),
     (('--runs', 'broken'), ('result.json', 'no JSON object')),
     (('--runs', 'list.jsonl'), ('list.jsonl', 'no JSON object')),
@@ -353,6 +374,7 @@ def test_errors_are_one_line(tmp_path, report, flags, words):
                        'rowless.jsonl': '{"result": {}}\n'}.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
+    (tmp_path / 'latin.md').write_bytes(b'caf\xe9')
     make_run(tmp_path / 'fine', 'teacher-s0', 'teacher')
     out, err = report(*flags, code=2)
     assert_one_line(err, *words)

@@ -184,6 +184,9 @@ def test_the_arithmetic_of_the_full_scale(reproduce):
     (('table1', '--tflops', '0', '--scale', 'full'), ('--tflops 0', 'above 0')),
     (('table1', '--', '--seed=5'), ('--seed=5', '--seeds')),
     (('table1', '--', '--teacher', 'x.pt'), ('--teacher after', '--teacher')),
+    (('table1', '--', '--select', 'all'), ('--select after', '--run')),
+    (('table1', '--rows', 'kd', '--', '--transfer_set=wild'), ('--transfer_set after',)),
+    (('table1', '--max_minutes', 'inf'), ('--max_minutes inf', 'at most')),
 ])
 def test_mistakes_are_one_line(reproduce, words, parts):
     out, err = reproduce(words[0], '--dry_run', *words[1:], code=2)
@@ -242,6 +245,47 @@ def test_states(tmp_path, reproduce, make_run):
         *DEMO, '--wild', 'kmnist', '--dry_run')[0]
     err = reproduce(*DEMO, '--wild', 'kmnist', '--publish', 'results', code=2)[1]
     assert all(part in err for part in ('random-s0', 'another command', '--output_dir')) and not (tmp_path / 'results').exists()
+
+
+def test_a_damaged_result_is_to_be_made_again(tmp_path, reproduce, make_run):
+    (make_run('dfnd-s0') / 'result.json').write_text('{"method": "dfnd", "top')
+    assert 'dfnd-s0: DFND (to go on)' in reproduce(*DEMO, '--dry_run')[0]
+
+
+def test_a_pool_spelt_otherwise_or_moved_makes_no_other_run(tmp_path, reproduce, make_run):
+    for name in ('photos', 'others'):
+        (tmp_path / name).mkdir()
+    config = make_run('dfnd-s0') / 'config.json'
+    config.write_text(json.dumps({'command': f'{json.loads(config.read_text())["command"]} --wild photos', 'settings': {'amp': 'off'}}))
+    for now, same in (('photos/', True), (str(tmp_path / 'photos'), True), ('others', False)):
+        assert ('dfnd-s0: DFND (done)' in reproduce(*DEMO, '--wild', now, '--dry_run')[0]) == same
+    (tmp_path / 'photos').rename(tmp_path / 'moved')
+    assert 'dfnd-s0: DFND (done)' in reproduce(*DEMO, '--wild', 'moved', '--dry_run')[0]
+
+
+def test_students_of_another_teacher_are_not_done(tmp_path, reproduce, make_run):
+    for name in 'ab':
+        (tmp_path / f'{name}.pt').write_text(name)
+    config = make_run('dfnd-s0') / 'config.json'
+    command = re.sub(r'--teacher_dir \S+', '--teacher_dir a.pt', json.loads(config.read_text())['command'])
+    config.write_text(json.dumps({'command': command, 'settings': {'amp': 'off'}}))
+    assert 'dfnd-s0: DFND (done)' in reproduce(*DEMO, '--teacher', 'a.pt', '--dry_run')[0]
+    assert 'dfnd-s0: DFND (done, but with another teacher, a.pt)' in reproduce(*DEMO, '--teacher', 'b.pt', '--dry_run')[0]
+    assert 'with another teacher' in reproduce(*DEMO, '--teacher', 'b.pt', code=2)[1]
+
+
+def test_a_place_that_nothing_can_be_published_in_is_told_before_anything_is_run(tmp_path, reproduce):
+    (tmp_path / 'file').write_text('')
+    assert '--publish' in reproduce(*DEMO, '--publish', 'file', code=2)[1] and not (tmp_path / 'runs').exists()
+
+
+def test_an_old_table_goes_before_the_next_run(tmp_path, reproduce):
+    (tmp_path / 'runs/mnist5k-demo/teacher-s0').mkdir(parents=True)
+    (tmp_path / 'runs/mnist5k-demo/teacher-s0/no-run').write_text('')
+    (table := tmp_path / 'runs/mnist5k-demo/report/table.md').parent.mkdir()
+    table.write_text('of other rows')
+    reproduce(*DEMO, code=2)
+    assert not table.exists()
 
 
 @pytest.mark.parametrize('then, now, same', [

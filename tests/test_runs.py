@@ -326,3 +326,10 @@ def test_a_resumed_run_keeps_the_best_and_the_seconds_of_its_first_sitting(first
     assert load_network(again.folder / 'student.pt')[1]['accuracy'] == (last and pytest.approx(last / 100))
     assert (again.folder / 'student-best.pt').exists() == (best is not None)
     assert not best or load_network(again.folder / 'student-best.pt')[1]['accuracy'] == pytest.approx(best / 100)
+
+
+def test_the_exports_of_a_run_take_the_same_images(tmp_path):
+    done = Run.__new__(Run)
+    done.folder, done.settings = tmp_path, Settings(export=['onnx'], export_normalise=False)
+    assert 'student.pt2 was exported with mean and std' in error_of(done._late, {'pt2': {'file': 'student.pt2'}, 'normalise': True})
+    assert done._late({'pt2': {'file': 'student.pt2'}, 'normalise': False}) == ['onnx']
