@@ -225,8 +225,8 @@ def parse(words):
     parser.add_argument('--max_minutes', type=float, metavar='M', help='stop after so long, as after a signal, with exit code 0; the same '
                         'command goes on, so that a loop of a shell makes the table in slices')
     parser.add_argument('--publish', metavar='DIR', help='write each finished run as a line of DIR/<dataset>-<scale>.jsonl')
-    parser.add_argument('--tflops', type=float, help="the machine's speed in the arithmetic of the scales full (default: 50), paper and "
-                        'paper32 (0.42, two cores with fast bfloat16)')
+    parser.add_argument('--tflops', type=float, help="the machine's speed in the arithmetic of the scales full (default: 50), paper "
+                        '(0.37, two cores with fast bfloat16) and paper32 (0.34)')
     args = expand_home(parser.parse_args(words))
     kind = KIND[args.dataset]
     scales = [scale for scale in SCALES[args.table] if (kind, scale) in BUDGETS]

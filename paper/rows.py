@@ -165,9 +165,9 @@ IMAGES_SEEN = {
     ('cifar', 'paper'): SHORT_SEEN, ('cifar', 'paper32'): SHORT_SEEN,
     ('MNIST', 'full'): {'teacher': 10 * 60_000, 'student': 10 * 60_000, 'dafl': 200 * 120 * 512, 'dfad': 40 * 50 * 512,
                         'seen-half': 1500 * 256, 'seen-double': 6000 * 256, 'other': 3000 * 256}}
-# What a machine does, in TFLOP/s: a GPU's is a guess; a CPU's is that of the row distil in docs/speed.md, 75 images a second with
-# bfloat16 on two cores, at 2 x (3 x 0.555 + 1.159) GFLOP an image.
-TFLOPS = {('cifar', 'full'): 50, ('MNIST', 'full'): 50, ('cifar', 'paper'): 0.42, ('cifar', 'paper32'): 0.42}
+# What a machine does, in TFLOP/s: a GPU's is a guess; those of a CPU are measured, on two cores with bfloat16. paper: the row muon of
+# docs/speed.md, 66 images a second at 2 x (3 x 0.555 + 1.159) GFLOP an image; paper32: 120 images a second on each core by its own logs.
+TFLOPS = {('cifar', 'full'): 50, ('MNIST', 'full'): 50, ('cifar', 'paper'): 0.37, ('cifar', 'paper32'): 0.34}
 
 
 def hours(kind, scale, row, tflops):
