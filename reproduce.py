@@ -15,7 +15,6 @@ import contextlib
 import filecmp
 import functools
 import os
-import re
 import shlex
 import signal
 import subprocess
@@ -60,37 +59,42 @@ class Job(NamedTuple):
         if not self.done():
             return 'to go on' if file.is_file() else 'to do'
         config = read_json(file)
-        command, amp = config.get('command', ''), {'--amp': str(settings_of(config).get('amp'))}  # where a command does not say it
+        command, amp = config.get('command', ''), {'--amp': [str(settings_of(config).get('amp'))]}  # where a command does not say it
         old, new = flags_of(shlex.split(command)), flags_of(self.arguments)
-        if amp | asked_for(old) != amp | asked_for(new) or moved(old.get('--wild'), new.get('--wild')):
+        if amp | asked_for(old) != amp | asked_for(new) or other_pool(old.get('--wild', []), new.get('--wild', [])):
             return f'done, but by another command: {command}'
-        teachers = [file for flags in (old, new) if (file := teacher_file(flags.get('--teacher_dir')))]
-        if len(teachers) == 2 and not filecmp.cmp(*teachers, shallow=False):
+        teachers = [teacher_file(flags) for flags in (old, new)]
+        if all(teachers) and not filecmp.cmp(*teachers, shallow=False):
             return f'done, but with another teacher, {teachers[0]}'
         return 'done'
 
 
 def flags_of(words):
-    """{flag: its values} of a command."""
-    return dict(re.findall(r'(--[\w-]+)(?:[ =](?!--)(.*?))?(?= --|$)', ' '.join(words)))
+    """{flag: its values, a list} of a command."""
+    flags = {}
+    for word in words:
+        if word.startswith('--'):
+            flag, equals, value = word.partition('=')
+            flags[flag] = [value] if equals else []
+        elif flags:
+            flags[flag].append(word)
+    return flags
 
 
 def asked_for(flags):
-    """Of flags_of's, those that don't say where or how a command runs; of the pool alone whether it is named, see `moved`."""
-    return {flag: None if flag == '--wild' else values for flag, values in flags.items() if flag[2:] not in HOW}
+    """Of flags_of's, those that don't say where or how a command runs. Of a pool, see `other_pool`, only that there is one."""
+    return {flag: [] if flag == '--wild' else values for flag, values in flags.items() if flag[2:] not in HOW}
 
 
-def moved(old, new):
-    """Whether two values of --wild name other sources. A folder that is not there any more may lie elsewhere now: the script knows a pool
+def other_pool(old, new):
+    """Whether two lists of --wild's sources can't be one pool. A folder that is gone may be where the new one is: the script knows a pool
     by its images."""
-    def sources(values):
-        return [str(Path(word).resolve()) if Path(word).exists() else word for word in values.split()]
-
-    return old and new and sources(old) != sources(new) and all(Path(word).exists() for word in sources(old))
+    one, two = ([str(Path(word).resolve()) if Path(word).exists() else word for word in words] for words in (old, new))
+    return one != two and all(Path(word).exists() or '{' in word or may_be_set(word) for word in old)
 
 
-def teacher_file(where):
-    files = [Path(where), Path(where, 'teacher.pt')] if where else []
+def teacher_file(flags):
+    files = [file for where in flags.get('--teacher_dir', ()) for file in (Path(where), Path(where, 'teacher.pt'))]
     return next((file for file in files if file.is_file()), None)
 
 

@@ -257,7 +257,7 @@ def test_a_pool_spelt_otherwise_or_moved_makes_no_other_run(tmp_path, reproduce,
         (tmp_path / name).mkdir()
     config = make_run('dfnd-s0') / 'config.json'
     config.write_text(json.dumps({'command': f'{json.loads(config.read_text())["command"]} --wild photos', 'settings': {'amp': 'off'}}))
-    for now, same in (('photos/', True), (str(tmp_path / 'photos'), True), ('others', False)):
+    for now, same in (('photos/', True), (str(tmp_path / 'photos'), True), ('others', False), ('svhn', False)):
         assert ('dfnd-s0: DFND (done)' in reproduce(*DEMO, '--wild', now, '--dry_run')[0]) == same
     (tmp_path / 'photos').rename(tmp_path / 'moved')
     assert 'dfnd-s0: DFND (done)' in reproduce(*DEMO, '--wild', 'moved', '--dry_run')[0]
