@@ -48,7 +48,7 @@ def told(spec, folder=None):
     there; its resnet.py or utils.py must not be taken for ours or for another user's, so these are out of sight meanwhile."""
     path, hidden = list(sys.path), {}
     if folder:
-        files = {k: Path(getattr(m, '__file__', None) or '/') for k, m in sys.modules.items() if k != '__main__'}
+        files = {k: Path(file) for k, m in sys.modules.items() if k != '__main__' and (file := getattr(m, '__file__', None))}
         folder = folder.resolve()
         others = {ROOT, *FOLDERS} - {folder}
         FOLDERS.add(folder)

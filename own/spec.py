@@ -48,7 +48,7 @@ def make(spec, weights=None, width=None, classes=None, channels=None):
     if not isinstance(net, nn.Module):
         if weights:
             raise UserError(f'{spec} gives a function and no torch module, so {weights.file} can not be loaded into it: load it there, or, '
-                            f'if it builds a module, give its parameters defaults, or the names num_classes and in_chans')
+                            'if it builds a module, give its parameters defaults, or the names num_classes and in_chans')
         return Made(net, 'function', {}, digest_of(*code))
     cfg = getattr(net, 'pretrained_cfg', None) or {}  # timm's, and whoever follows it
     advice = {**advice, **{k: cfg[k] for k in ('mean', 'std') if cfg.get(k)}}
@@ -63,11 +63,11 @@ def make(spec, weights=None, width=None, classes=None, channels=None):
     return Made(net, 'builder', facts, digest_of(digest.encode(), *code) if code else digest, advice, undone)
 
 
-def check_trained(spec, made):
-    """Raises UserError for a builder that makes other weights each time."""
+def check_trained(spec, made, build):
+    """Raises UserError for a builder that makes other weights each time. build: a call that gives a Made once more."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
-        again = make(spec)
+        again = build()
     if again.digest != made.digest:
         raise UserError(f'{spec} makes other weights each time, so they are random, at least some: give the trained ones with '
                         '--teacher_weights FILE, or load them there')

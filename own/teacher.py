@@ -235,9 +235,10 @@ def load_teacher(wanted, dataset, info, device, amp, fold=True):
     channels = 3 if bgr else wanted.channels and int(wanted.channels)
     if not wanted.weights and (spec in ARCHS or spec.startswith(('torchvision:', 'timm:'))):
         raise UserError(f'{spec} alone has random weights: give its trained ones with --teacher_weights FILE')
-    made = make(spec, wanted.weights, wanted.width, info and info.classes, channels or (info and info.channels))
+    build = functools.partial(make, spec, wanted.weights, wanted.width, info and info.classes, channels or (info and info.channels))
+    made = build()
     if made.kind == 'builder' and not wanted.weights and not Path(spec).is_file():
-        check_trained(spec, made)
+        check_trained(spec, made, build)
     facts = {k: v for k, v in made.facts.items() if v is not None}
     dataset = dataset or facts.get('dataset', 'none')
     info = info or DATASETS.get(dataset)

@@ -634,6 +634,11 @@ def forgot():
     nn.Linear(48, 4)
 
 
+def needs(num_classes):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(3072, num_classes))
+
+
 class Float32(nn.Module):
     def __init__(self):
         super().__init__()
@@ -653,6 +658,11 @@ def test_a_teacher_that_is_hardly_meant_is_one_line(tmp_path, name, part):
     wanted = Wanted(f'{tmp_path}/odd.py:{name}', **NORM, size=4, channels='3')
     text = error_of(load_teacher, wanted, None, None, CPU, 'off')
     assert part in text and f'odd.py:{name}' in text, text
+
+
+def test_a_builder_may_need_the_number_of_classes(tmp_path):
+    (tmp_path / 'odd.py').write_text(ODD)
+    assert load_teacher(Wanted(f'{tmp_path}/odd.py:needs'), 'cifar10', DATASETS['cifar10'], CPU, 'off').classes == 10
 
 
 def test_a_builder_of_random_weights_is_no_teacher(repo):
