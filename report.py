@@ -29,7 +29,7 @@ from paper.bench_tables import faults_table, plan_table, ratio_table, scale_tabl
 from paper.results import entries, load_runs, published_name
 from paper.rows import BUDGETS, KIND
 from paper.tables import make_tables
-from utils import UserError, bad_usage, first_line, read_json, read_json_lines, run_script, say, warn, written_aside
+from utils import UserError, bad_usage, first_line, read_json, read_json_lines, read_text, run_script, say, warn, written_aside
 
 ROOT = Path(__file__).resolve().parent
 NAME = r'(\w+:[^\s:]+(?: [^\s:]+)*)'
@@ -70,10 +70,7 @@ def update_readme(path, check):
     """Writes the tables between a file's markers. With `check` writes nothing, and returns 1 where a table differs, else 0."""
     if not path.is_file():
         raise UserError(f'{path} is not a file, expected a README with table markers: give another --readme')
-    try:
-        old = path.read_text(encoding='utf-8')
-    except UnicodeDecodeError as e:
-        raise UserError(f'{path} is no text in UTF-8 ({first_line(e)}): save it as UTF-8') from None
+    old = read_text(path, 'utf-8')
     marks = MARKER.findall(old)
     names = [name for name, _ in marks[::2]]
     for found, expected in itertools.zip_longest(marks, [(name, end) for name in names for end in ('begin', 'end')]):

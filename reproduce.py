@@ -176,8 +176,8 @@ def run(script, *words):
 def run_jobs(args, jobs):
     """Runs what is not done, publishes what is, prints the table; returns the exit code."""
     for job in jobs:
-        if job.done() and job.state() != 'done':
-            raise UserError(f'{job.folder} is {job.state()}: move it away, or give another --output_dir')
+        if job.done() and (state := job.state()) != 'done':
+            raise UserError(f'{job.folder} is {state}: move it away, or give another --output_dir')
     published = args.publish and Path(args.publish) / published_name(args.dataset, args.scale)
     if published:
         check_publishing(published)

@@ -42,13 +42,17 @@ def encoding_of(path):
         return 'utf-16' if file.read(2) in (b'\xff\xfe', b'\xfe\xff') else 'utf-8-sig'
 
 
-def read_lines(path):
-    """The lines of such a text, stripped, without empty ones. Raises UserError for another encoding."""
+def read_text(path, encoding):
+    """A text that a user wrote. Raises UserError for one in another encoding."""
     try:
-        text = Path(path).read_text(encoding=encoding_of(path))
+        return Path(path).read_text(encoding=encoding)
     except UnicodeDecodeError as e:
         raise UserError(f'{path} is no text in UTF-8 ({first_line(e)}): save it as UTF-8') from None
-    return [line for line in map(str.strip, text.splitlines()) if line]
+
+
+def read_lines(path):
+    """The lines of such a text, stripped, without empty ones. Raises UserError for another encoding."""
+    return [line for line in map(str.strip, read_text(path, encoding_of(path)).splitlines()) if line]
 
 
 def first_process():

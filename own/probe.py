@@ -59,6 +59,11 @@ def scores(outputs):
     return y
 
 
+def images_to_try(count, channels, size):
+    """Random images, (count, channels, size, size), always the same ones."""
+    return torch.randn(count, channels, size, size, generator=rng(0, 'probe'))
+
+
 @torch.no_grad()
 def probe(name, net, channels, sizes, device):
     """Runs `net` on random images of every count of `channels` and every one of `sizes`. Returns (channels, size, outputs (4, classes)).
@@ -66,7 +71,7 @@ def probe(name, net, channels, sizes, device):
     found, reason = {}, ''
     for count in channels:
         for size in sizes:
-            x = torch.randn(4, count, size, size, generator=rng(0, 'probe')).to(device)
+            x = images_to_try(4, count, size).to(device)
             try:
                 y = net(x)
                 if not isinstance(y, torch.Tensor):
@@ -105,11 +110,10 @@ def takes_one(net, x, y):
 
 
 @torch.no_grad()
-def check_repeats(name, net, channels, size, device):
+def check_repeats(name, net, y, channels, size):
     """Raises UserError for a network that does not give an image the same numbers again, or not when it is alone: one that was traced, or
-    is used, in training mode."""
-    x = torch.randn(4, channels, size, size, generator=rng(0, 'probe')).to(device)
-    y = net(x)
+    is used, in training mode. y: what it gave to `probe`."""
+    x = images_to_try(len(y), channels, size).to(y.device)
     for z, why in ((net(x), 'the second time, as dropout does'), (net(x[:1]), 'alone than among others, as batch norm does')):
         if (z - y[: len(z)]).abs().max() > REPEATS * y.abs().max():
             raise UserError(f'{name} gives the same image other numbers {why} in training mode: call eval() before it is saved or used')

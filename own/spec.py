@@ -57,7 +57,7 @@ def make(spec, weights=None, width=None, classes=None, channels=None):
     undone = ()
     if weights:
         undone = tuple(fit(net, weights))
-        facts = {'accuracy': weights.accuracy, **weights.facts}
+        facts = weights.stated
     with told(spec):  # a lazy module has no weights yet; a program of torch.export refuses eval()
         digest = digest_of_state(net.eval())
     return Made(net, 'builder', facts, digest_of(digest.encode(), *code) if code else digest, advice, undone)
@@ -108,8 +108,7 @@ def of_ours(arch, weights, width, classes, channels):
     width = resolve_width(arch, width)
     net = build(arch, width, classes or 10, channels or 3)
     undone = tuple(fit(net, weights)) if weights else ()
-    stated = {'accuracy': weights.accuracy, **weights.facts} if weights else {'accuracy': None}
-    facts = {**stated, 'arch': arch, 'width': width, 'channels': channels or 3}
+    facts = {**(weights.stated if weights else {'accuracy': None}), 'arch': arch, 'width': width, 'channels': channels or 3}
     return Made(net.eval(), 'ours', facts, digest_of_state(net), undone=undone)
 
 

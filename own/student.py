@@ -6,10 +6,10 @@ import torch
 
 import distributed
 from networks import ARCHS, LENET_WIDTH, build, count_parameters, resolve_width
-from own.probe import output_kind, probe
+from own.probe import images_to_try, output_kind, probe
 from own.spec import make
 from own.weights import plain_line
-from training import autocast, pick_amp, rng, seed_init, to_device
+from training import autocast, pick_amp, seed_init, to_device
 from utils import UserError
 
 WIDTHS = (64, 32, 16, 8)  # of a ResNet
@@ -52,7 +52,7 @@ def why_untrained(net, facts, batch, amp='off'):
     """What goes wrong in a step of a network on so many images, in words; None where nothing does. In training a network may do what it
     does not do in use: ask for two images, or give further outputs. facts: with their channels and size. amp: 'bf16' or 'off'."""
     net = copy.deepcopy(net).cpu().train()
-    x = torch.randn(batch, facts.channels, facts.size, facts.size, generator=rng(0, 'probe'))
+    x = images_to_try(batch, facts.channels, facts.size)
     try:
         with torch.random.fork_rng(devices=[]), autocast(torch.device('cpu'), amp):
             net(x).float().sum().backward()

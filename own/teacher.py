@@ -257,7 +257,7 @@ def load_teacher(wanted, dataset, info, device, amp, fold=True):
     if counts not in (None, 1, 3):
         raise UserError(f'{spec} takes images of {counts} channels, and images have 1 or 3: give a network of these')
     counts, size, y = probe(spec, plain, [counts] if counts else [3, 1], [size] if size else SIZES, device)
-    check_repeats(spec, plain, counts, size, device)
+    check_repeats(spec, plain, y, counts, size)
     for key, own in (('channels', counts), ('classes', y.shape[1])):
         if info and getattr(info, key) not in (None, own):
             raise UserError(f'{spec} has {key}={own}, and {dataset} has {getattr(info, key)}: change --dataset or the teacher')

@@ -35,6 +35,11 @@ class Weights(NamedTuple):
     facts: dict = {}  # of a file of ours: those of FACTS that hold for another network with these weights, too
 
     @property
+    def stated(self):
+        """The facts, with the accuracy of files of others too."""
+        return {'accuracy': self.accuracy, **self.facts}
+
+    @property
     def classes(self):
         """The rows of the last matrix, which is the classifier in nearly every network; of the last filters where there is no matrix."""
         last = {value.ndim: len(value) for value in self.state.values() if value.ndim}

@@ -94,7 +94,7 @@ def publish(folder, file):
             for key in sorted(runs):
                 out.write(json.dumps(runs[key].line | {'curve': thinned(runs[key].curve)}) + '\n')
     except OSError as e:
-        raise UserError(f'{file} can not be written ({first_line(e)}): give another --publish') from None
+        raise unwritable(file, e) from None
 
 
 def check_publishing(file):
@@ -103,8 +103,12 @@ def check_publishing(file):
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
     except OSError as e:
-        raise UserError(f'{file} can not be written ({first_line(e)}): give another --publish') from None
+        raise unwritable(file, e) from None
     return runs
+
+
+def unwritable(file, error):
+    return UserError(f'{file} can not be written ({first_line(error)}): give another --publish')
 
 
 def thinned(curve):
