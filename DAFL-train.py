@@ -32,7 +32,7 @@ from losses import (
 )
 from networks import count_parameters
 from own.export import export, formats
-from own.student import make_student, run_name
+from own.student import is_trained, make_student, run_name
 from own.teacher import Wanted, load_teacher, own_info
 from runs import Run
 from utils import UserError, progress, say, warn
@@ -192,7 +192,7 @@ def main():
         return
 
     # ---------------------------------------------------------------- student and generator
-    optimizers = (training.make_optimizer(s.optimizer, student.parameters(), s.lr, s.amp, s.weight_decay),
+    optimizers = (training.make_optimizer(s.optimizer, student.parameters(), s.lr, s.amp, s.weight_decay, is_trained(args)),
                   torch.optim.Adam(generator.parameters(), lr=s.lr_G))
     run.start('student', student, teacher.facts(arch=arch, width=width), generator=generator, optimizer_S=optimizers[0],
               optimizer_G=optimizers[1])

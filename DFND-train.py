@@ -19,11 +19,12 @@ import recipes
 import training
 from arguments import at_least
 from data import DATASETS, EpochPlan, TransferSet, batches, load, load_test, padding_of
+from keep.begun import check_unused
 from losses import kd_loss, log_adaptation_matrix, noisy_nll, robust_kd_losses
 from networks import count_parameters
 from own.estimate import estimated_accuracy, held_out
 from own.export import export, formats
-from own.student import check_last_batch, make_student, run_name
+from own.student import check_last_batch, is_trained, make_student, run_name
 from own.teacher import Wanted, load_teacher, own_info
 from rivals import pu
 from runs import Run, print_result
@@ -101,8 +102,8 @@ def settle(args, arch, width, teacher, teacher_top1):
     if original and (wild_only or loss in ('nll', 'kd+nll', 'rkd')):
         given = ', '.join('--' + f for f in wild_only) or f'--loss {loss}'
         raise UserError(f'--transfer_set original has true labels and no wild images, so {given} means nothing there: leave it out')
-    for flag, term in (('teacher_acc', 'nll'), ('T', 'kd')):
-        if getattr(args, flag) and term not in loss.replace('rkd', 'kd').split('+'):
+    for flag, term in (('teacher_acc', 'nll'), ('T', 'kd'), ('T_power', 'kd')):
+        if getattr(args, flag) is not None and term not in loss.replace('rkd', 'kd').split('+'):
             raise UserError(f'--{flag} is of the term {term}, which --loss {loss} leaves out: leave --{flag} out too')
     if not (original or args.wild or own_info(teacher).wild):
         raise UserError(f'--dataset {teacher.dataset} has no wild pool of its own: name images with --wild')
@@ -223,7 +224,10 @@ def main():
     test = load_test(teacher.dataset, args.data, args.cache_dir, Decoder.of(args), device, info)
     teacher_top1 = teacher.measure(test)
     s = settle(args, arch, width, teacher, teacher_top1)
-    wild = pool = found = worth = None
+    method = 'kd' if s.transfer_set == 'original' else 'pu-compression' if s.select == 'pu' else 'dfnd'
+    name = run_name(s.dataset, f'{method}-{s.select}' if method == 'dfnd' else method, arch, width, s.seed)
+    distributed.on_first(check_unused, s, name)  # before the hours that a large pool takes
+    wild = pool = found = None
     if s.transfer_set == 'original':
         if s.dataset not in DATASETS:
             raise UserError('--transfer_set original needs labelled data: name it with --dataset')
@@ -238,13 +242,10 @@ def main():
             noise, _, labels = score(scorer_of(teacher, s), pool)
             worth = worth_keeping(noise, labels)
         s = settle_budget(args, s, pool and len(pool), worth)
-        if found:
-            s = found.settle(s)
+        s = found.settle(s) if found else s
     check_last_batch(student, teacher, min(s.num_select, s.steps * s.batch_size), s.batch_size, '--num_select or --batch_size')
-    method = 'pu-compression' if found else 'dfnd' if wild else 'kd'
-    fitted = ('num_select', 'batch_size', 'epochs', *([] if args.epochs else ['steps'])) if worth and not args.num_select else ()
-    run = Run(s, run_name(s.dataset, f'{method}-{s.select}' if method == 'dfnd' else method, arch, width, s.seed), device,
-              [name for name in ('teacher_acc', *fitted) if not getattr(args, name)])
+    fitted = ('num_select', 'batch_size', 'epochs', *([] if args.epochs else ['steps'])) if wild and not args.num_select else ()
+    run = Run(s, name, device, [setting for setting in ('teacher_acc', *fitted) if not getattr(args, setting)])
     s = run.settings
     noisy = 'nll' in s.loss.split('+')
     arguments.say_settings(s)
@@ -252,7 +253,7 @@ def main():
         return
 
     # ---------------------------------------------------------------- selection
-    facts = dict(wild=wild and wild.name, wild_images=None, teacher_top1=teacher_top1, teacher_arch=teacher.arch,
+    facts = dict(wild=None, wild_images=None, teacher_top1=teacher_top1, teacher_arch=teacher.arch,
                  teacher_width=teacher.width, images_seen=0)
     if wild:
         transfer, selection = transfer_from_wild(run, s, teacher, wild, pool, found)
@@ -269,7 +270,7 @@ def main():
 
     # ---------------------------------------------------------------- student
     theta = torch.zeros(teacher.classes, teacher.classes - 1, device=device, requires_grad=True)
-    optimizer = training.make_optimizer(s.optimizer, student.parameters(), s.lr, s.amp)
+    optimizer = training.make_optimizer(s.optimizer, student.parameters(), s.lr, s.amp, trained=is_trained(args))
     optimizer_theta = torch.optim.Adam([theta], lr=s.lr_theta)
     run.start('student', student, teacher.facts(arch=arch, width=width), theta=theta, optimizer=optimizer,
               optimizer_theta=optimizer_theta)

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import sys
 import time
 from pathlib import Path
@@ -13,6 +12,7 @@ import distributed
 import training
 from arguments import MAY_CHANGE
 from keep import stops
+from keep.begun import SAVED, check_unused, folder_of, is_begun, is_longer
 from keep.origin import command, origin
 from networks import count_multiply_adds, count_parameters, save_network
 from paper import board
@@ -22,14 +22,6 @@ from wild.workers import lock
 # what a result repeats of the settings; None where a script has no such setting
 REPEATED = ('recipe', 'select', 'loss', 'dataset', 'arch', 'width', 'seed', 'epochs', 'steps', 'num_select', 'class_weights', 'T',
             'augment', 'wild_norm', 'teacher_acc', 'teacher')
-SAVED = ('last.pt', 'previous.pt')  # the state at the last save, and at the one before
-
-
-def is_longer(old, new, changed):
-    """Whether settings differ in nothing but more epochs, of which the first ones are the same: by another schedule, every learning rate
-    depends on how many are to come, and --steps can end an epoch in its middle."""
-    whole = old.get('steps') is None or old['steps'] * new['epochs'] == new['steps'] * old['epochs']
-    return {*changed} <= {'epochs', 'steps'} and old.get('schedule') == 'constant' and new['epochs'] > old['epochs'] and whole
 
 
 class Run:
@@ -39,7 +31,7 @@ class Run:
     def __init__(self, settings, name, device, measured=()):
         """settings: an arguments.Settings; those of a resumed run are kept: `self.settings` has them. name: of the folder, where --run
         gives none. measured: settings that were measured and not asked for: they may differ a little, and the run keeps the first."""
-        self.folder = Path(settings.output_dir) / (settings.run or name)
+        self.folder = folder_of(settings, name)
         self.name, self.lock, self.board, self.exported = self.folder.name, None, None, None
         self.started, self.before = time.time(), 0.0  # before: seconds of the sittings before this one
         self.device, self.agreement = device, distributed.Agreement()
@@ -50,10 +42,8 @@ class Run:
         config_file = self.folder / 'config.json'
         if config_file.is_file():
             self._lock()
-            begun = any((self.folder / name).is_file() for name in (*SAVED, 'selection.npz', 'result.json'))
-            if begun and not (settings.resume or self._started_again(config_file)):
-                raise UserError(f'{self.folder} is in use: add --resume to go on with it, or --run NAME for another folder')
-            if begun or any(self.folder.glob('stream/*.npz')):
+            check_unused(settings, self.name)
+            if is_begun(self.folder) or any(self.folder.glob('stream/*.npz')):
                 return self._kept(config_file, json.loads(json.dumps(vars(settings))), measured)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -79,10 +69,6 @@ class Run:
             raise UserError(f'{self.folder} was run with {", ".join(f"{key}={old[key]}" for key in changed)}, and now it is '
                             f'{", ".join(f"{key}={new[key]}" for key in changed)}: give the same, or --run NAME for another folder')
         return {key: old[key] for key in measured if key in old}
-
-    def _started_again(self, config_file):
-        """Whether torchrun started this process after it, or another one, ended early in this run: that goes on without --resume."""
-        return os.environ.get('TORCHELASTIC_RESTART_COUNT', '0') != '0' and read_json(config_file).get('torchrun') == distributed.torchrun()
 
     def _lock(self):
         """Holds the folder for as long as this process lives."""

@@ -74,7 +74,7 @@ class Selection(NamedTuple):
     def facts(self):
         """What a run's result says of it."""
         nats = {'pool_noise': self.pool_noise, 'noise': self.noise.mean(), 'noise_max': self.noise.max()}
-        return {'wild_images': int(self.pool_counts.sum()), 'selected_per_class': self.counts.tolist(),
+        return {'wild': self.pool.name, 'wild_images': int(self.pool_counts.sum()), 'selected_per_class': self.counts.tolist(),
                 **{name: round(float(value), 5) for name, value in nats.items()}}
 
     def describe(self, class_names):

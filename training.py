@@ -73,11 +73,9 @@ def has_bf16(device):
     if device.type == 'cuda':
         return torch.cuda.get_device_capability(device) >= (8, 0)
     if device.type == 'cpu':
-        try:
+        with contextlib.suppress(OSError):
             facts = Path('/proc/cpuinfo').read_text().lower()
-        except OSError:
-            return False
-        return 'amx_bf16' in facts or ('avx512_bf16' in facts and 'genuineintel' not in facts) or ' bf16' in facts  # the last: Arm's
+            return 'amx_bf16' in facts or ('avx512_bf16' in facts and 'genuineintel' not in facts) or ' bf16' in facts  # the last: Arm's
     return False
 
 
@@ -130,8 +128,7 @@ def learning_rate(lr, schedule, milestones, step, steps):
 
     steps: lr / 10 at each of `milestones`, fractions of the whole run, so that a shorter run keeps its shape.
     onecycle: up from lr / 25 in the first 30 %, then a cosine down to nothing. linear: up in the first 10 %, then straight down to
-    nothing. constant: lr.
-    """
+    nothing. constant: lr."""
     if schedule == 'constant':
         return lr
     if schedule == 'linear':
@@ -175,20 +172,21 @@ class Muon(torch.optim.Optimizer):
     """Muon for convolutional networks: steps of orthogonalised momentum (Jordan et al., 2024, kellerjordan.github.io/posts/muon).
 
     Every filter bank (a parameter of four dimensions) is a matrix, a row for each filter: it takes orthogonalised steps of Nesterov's
-    momentum, and its norm is set back to sqrt(filters) after each. All other parameters take SGD's, with weight decay.
+    momentum, and its norm is set back after each to sqrt(filters); with `keep_norms`, for a trained network, whose output depends on the
+    norm where no batch norm follows, to what it was at first. All other parameters take SGD's, with weight decay.
 
     torch.optim.Muon (torch 2.9 on) refuses parameters that are not of two dimensions, so every convolution, works in bfloat16, which is
     slow on many CPUs, and does not keep a filter bank's norm.
 
-    lr: of the filter banks; that of the rest is `rest` times it, so that one schedule drives both. amp: 'bf16' orthogonalises large
+    lr: of the filter banks; that of the rest is 0.8 times it, so that one schedule drives both. amp: 'bf16' orthogonalises large
     filter banks in bfloat16, as Jordan does. Follows airbench94_muon.py."""
 
-    def __init__(self, parameters, lr, amp='off', momentum=0.6, rest=0.8, rest_momentum=0.85):
+    def __init__(self, parameters, lr, amp='off', keep_norms=False):
         parameters = list(parameters)
-        self.amp = amp
+        self.amp, self.keep_norms = amp, keep_norms
         filters, others = [p for p in parameters if p.ndim == 4], [p for p in parameters if p.ndim != 4]
-        super().__init__([{'params': filters, 'momentum': momentum, 'share': 1.0, 'decay': 0.0},
-                          {'params': others, 'momentum': rest_momentum, 'share': rest, 'decay': 5e-4}], {'lr': lr})
+        super().__init__([{'params': filters, 'momentum': 0.6, 'share': 1.0, 'decay': 0.0},
+                          {'params': others, 'momentum': 0.85, 'share': 0.8, 'decay': 5e-4}], {'lr': lr})
 
     @torch.no_grad()
     def step(self):
@@ -197,21 +195,24 @@ class Muon(torch.optim.Optimizer):
                 gradient = p.grad.add(p, alpha=group['decay'])
                 buffer = self.state[p].setdefault('momentum_buffer', torch.zeros_like(p))
                 buffer.mul_(group['momentum']).add_(gradient)
-                update = gradient.add(buffer, alpha=group['momentum'])  # Nesterov's
+                update, alpha = gradient.add(buffer, alpha=group['momentum']), group['lr'] * group['share']  # Nesterov's
                 if p.ndim == 4:
-                    matrix = update.flatten(1)
+                    matrix, usual = update.flatten(1), len(p) ** 0.5
+                    norm = self.state[p].get('norm') or p.norm().item() or usual if self.keep_norms else usual
+                    self.state[p]['norm'] = norm
+                    alpha *= norm / usual
                     low = self.amp == 'bf16' and min(matrix.shape) >= BF16_ROWS
                     update = orthogonalise(matrix.bfloat16() if low else matrix).view_as(p)
-                p.sub_(update, alpha=group['lr'] * group['share'])
+                p.sub_(update, alpha=alpha)
                 if p.ndim == 4:
-                    p.mul_(len(p) ** 0.5 / p.norm())
+                    p.mul_(norm / p.norm().clamp(min=1e-12))
 
 
-def make_optimizer(name, parameters, lr, amp='off', decay=5e-4):
+def make_optimizer(name, parameters, lr, amp='off', decay=5e-4, trained=False):
     """sgd: momentum 0.9 and the weight decay `decay`, 5e-4 as both papers train ResNets; adam: torch's defaults, for LeNets; muon: for
-    ResNets in few steps. amp: the training's, 'bf16' or 'off'."""
+    ResNets in few steps. amp: the training's, 'bf16' or 'off'. trained: whether the parameters are."""
     if name == 'muon':
-        return Muon(parameters, lr, amp)
+        return Muon(parameters, lr, amp, trained)
     if name == 'sgd':
         return torch.optim.SGD(parameters, lr=lr, momentum=0.9, weight_decay=decay)
     return torch.optim.Adam(parameters, lr=lr)

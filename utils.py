@@ -223,11 +223,13 @@ def checked(path, must=False):
     return path
 
 
-def read_seal(path):
-    """The last bytes of a file, which hold its checksum."""
+def read_seal(path, must=False):
+    """The last bytes of a file, which hold its checksum. Raises Damaged where it has fewer and `must`."""
     with open(path, 'rb') as file:
-        file.seek(-len(SEAL % 0), os.SEEK_END)
-        return file.read()
+        file.seek(max(0, file.seek(0, os.SEEK_END) - len(SEAL % 0)))
+        if len(end := file.read()) < len(SEAL % 0) and must:
+            raise Damaged(f'{path} is damaged: its end is missing')
+        return end
 
 
 def content_size(file, name, must=False):

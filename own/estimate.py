@@ -17,27 +17,35 @@ HELD = 1000  # wild images, at most, that agreement is measured on
 def held_out(selection, pool, wild, teacher, seed):
     """A Split of wild images that were not selected, with the teacher's arg-max as labels: top-1 on it is the student's agreement with the
     teacher. None where every image was selected. They are what the rule left, so mostly harder than the selected ones, and the
-    agreement is lower than on images as they come. pool: None for a stream, whose first part is read again."""
+    agreement is lower than on images as they come. pool: None for a stream, whose first parts are read again."""
+    chosen = selection.digests()  # and not positions or names: of a pool that holds an image twice, a copy is no unseen image
     if pool is not None:
         left = np.setdiff1d(np.arange(len(pool)), selection.chosen)
         rows = left[torch.randperm(len(left), generator=rng(seed, 'held out'))[:HELD].numpy()]
-        images = pool.take(np.sort(rows)) if len(rows) else None
+        images = unseen(pool.take(np.sort(rows)), chosen) if len(rows) else []
     else:
-        images = unchosen_of_stream(selection, wild)
-    if images is None:
+        images = unseen_of_stream(chosen, wild)
+    if not len(images):
         say('no wild image is left to measure agreement on')
         return None
     images = images.to(teacher.device)
     return Split(images, torch.cat([teacher.logits(some).argmax(dim=1) for some in images.split(250)]))
 
 
-def unchosen_of_stream(selection, wild):
-    chosen = selection.digests()  # and not names, which change when the pool is moved
+def unseen(images, chosen):
+    """Those of the images (B, C, H, W) whose digests are not among the chosen ones'."""
+    return images[[image_digest(image) not in chosen for image in images.numpy()]]
+
+
+def unseen_of_stream(chosen, wild):
+    """The first HELD of them, or all."""
+    found, count = [], 0
     for part in open_stream(wild, shared=False):
-        rows = [row for row, image in enumerate(part.images) if image_digest(image) not in chosen][:HELD]
-        if rows:
-            return torch.from_numpy(part.images[rows].copy())
-    return None
+        found.append(unseen(torch.from_numpy(part.images.copy()), chosen))
+        count += len(found[-1])
+        if count >= HELD:
+            break
+    return torch.cat(found)[:HELD]
 
 
 def estimated_accuracy(folder, pool, wild, teacher):

@@ -1,6 +1,7 @@
 """The student: of our networks, or from any builder, fresh or with weights to start from."""
 
 import copy
+import os
 
 import torch
 
@@ -13,6 +14,11 @@ from training import autocast, pick_amp, seed_init, to_device
 from utils import UserError
 
 WIDTHS = (64, 32, 16, 8)  # of a ResNet
+
+
+def is_trained(args):
+    """Whether the student starts from weights that were trained."""
+    return bool(args.student_weights) or (args.arch not in ARCHS and os.path.exists(args.arch or ''))
 
 
 def make_student(args, default, teacher, purpose):

@@ -47,7 +47,7 @@ def settings(args, select, loss, teacher):
              'not show it: give it as a builder with --teacher_weights, or take another --select')):
         if wrong:
             raise UserError(why)
-    return recipes.PU_CLASSIFIER | given if pu else {}
+    return ({'class_weights': False} if loss == 'rkd' else {}) | ({'wild_norm': 'teacher', **recipes.PU_CLASSIFIER, **given} if pu else {})
 
 
 class Found(NamedTuple):

@@ -217,6 +217,47 @@ def test_a_folder_that_vanishes_stops_the_build_and_is_read_when_it_is_back(work
     assert_pool_is(pool_from(paths, workers), paths)
 
 
+def test_a_second_build_that_is_stopped_moves_no_name_to_another_image(tmp_path, pool_of, monkeypatch):
+    paths, original = write_images(tmp_path / 'photos', 5), reading.opened
+    with monkeypatch.context() as m:
+        m.setattr(reading, 'opened', lambda path, *a: original(path if path != paths[1] else fail(errno.EIO), *a))
+        assert_pool_is(pool_of(tmp_path / 'photos'), paths[:1] + paths[2:])
+    with monkeypatch.context() as m:
+        m.setattr(parts.np, 'save', lambda *a: fail(errno.ENOSPC))  # the names are written, and the array is not
+        assert 'free space' in error_of(pool_of, tmp_path / 'photos')
+    assert_pool_is(pool_of(tmp_path / 'photos'), paths)
+
+
+def test_files_that_are_not_there_are_told_before_the_others_are_decoded(tmp_path, pool_from, decoded):
+    paths = write_images(tmp_path / 'photos', 40)
+    text = error_of(pool_from, [*paths, *(str(tmp_path / 'gone' / f'{i}.png') for i in range(17))])
+    assert '17 of 57 files can not be read' in text and 'gone/0.png' in text and not decoded and not list((tmp_path / 'cache').glob('*'))
+    assert len(pool_from([*paths, *(str(tmp_path / 'gone' / f'{i}.png') for i in range(16))])) == 40  # few: skipped
+
+
+@pytest.mark.parametrize('name', ['n' * 240, '\u6f22' * 80])
+def test_a_long_name_has_a_cache(name, tmp_path, pool_of):
+    paths = write_images(tmp_path / name, 2)
+    assert_pool_is(pool_of(tmp_path / name), paths)
+
+
+def test_limits_that_are_written_another_way_are_the_same(tmp_path, pool_of, decoded):
+    paths = write_images(tmp_path / 'photos', 2)
+    for seconds in (10, 10.0):
+        pool_of(tmp_path / 'photos', seconds=seconds)
+    assert decoded == paths
+
+
+@pytest.mark.parametrize('workers', [0, 1])
+def test_a_file_too_large_to_read_is_skipped(workers, tmp_path, pool_of, capfd):
+    paths = write_images(tmp_path / 'photos', 3)
+    with open(tmp_path / 'photos' / 'z.png', 'wb') as file:
+        file.write(Path(paths[0]).read_bytes())
+        file.truncate(2**40)  # a hole
+    assert_pool_is(pool_of(tmp_path / 'photos', workers=workers), paths)
+    assert 'z.png (takes more than --decode_memory 1024 MB)' in capfd.readouterr().out
+
+
 def test_what_a_worker_was_writing_when_it_was_ended_is_taken_away(tmp_path):
     def write(folder):
         for name in ('000000.npy', '000001.npy.partial'):

@@ -6,8 +6,8 @@ import pytest
 from scripts import ROOT
 
 # a file imports from those before it alone
-ORDER = ['keep.stops', 'utils', 'recipes', 'distributed', 'keep.origin', 'training', 'resnet', 'lenet', 'generator', 'losses', 'networks',
-         'paper.fits', 'paper.figures', 'paper.board', 'arguments', 'wild.workers', 'wild.pixels', 'wild.reading', 'wild.parts',
+ORDER = ['keep.stops', 'utils', 'recipes', 'distributed', 'keep.origin', 'keep.begun', 'training', 'resnet', 'lenet', 'generator', 'losses',
+         'networks', 'paper.fits', 'paper.figures', 'paper.board', 'arguments', 'wild.workers', 'wild.pixels', 'wild.reading', 'wild.parts',
          'wild.decode', 'wild.sources', 'wild.kinds', 'wild.demo', 'wild.pool', 'wild.classes', 'data', 'own.weights', 'own.made',
          'own.spec', 'own.probe', 'own.teacher', 'own.student', 'runs', 'keep.chosen', 'selection', 'wild.make_pools', 'wild.stream',
          'own.export', 'own.estimate', 'rivals.pu', 'rivals.inversion', 'teacher-train', 'DFND-train', 'DAFL-train', 'paper.rows',

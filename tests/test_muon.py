@@ -69,6 +69,31 @@ def test_a_step_turns_filter_banks_at_a_fixed_norm_and_moves_the_rest_as_sgd_doe
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
+def test_of_a_trained_network_a_step_keeps_the_norm_of_each_filter_bank():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.Flatten())
+    with torch.no_grad():
+        net[2].weight.zero_()
+    before, x = copy.deepcopy(net), torch.randn(4, 3, 8, 8)
+    optimizer = make_optimizer('muon', net.parameters(), 0.0, trained=True)
+    net(x).square().mean().backward()
+    optimizer.step()
+    torch.testing.assert_close(net(x), before(x))  # at a rate of nothing, nothing changes
+    optimizer.param_groups[0]['lr'] = 0.1
+    for _ in range(3):
+        net.zero_grad()
+        (net(x) - 1).square().mean().backward()
+        optimizer.step()
+    torch.testing.assert_close(net[0].weight.norm(), before[0].weight.norm())
+    torch.testing.assert_close(net[2].weight.norm().item(), 2.0)  # one of zeros takes the usual norm, or it would stay
+    bank = before[0].weight.detach().clone().requires_grad_()
+    bank.grad = torch.randn_like(bank)
+    norm = bank.norm().item()
+    moved = bank.detach().flatten(1) - 0.1 * norm / 8**0.5 * orthogonalise(1.6 * bank.grad.flatten(1))
+    make_optimizer('muon', [bank], 0.1, trained=True).step()
+    torch.testing.assert_close(bank.detach().flatten(1), moved * norm / moved.norm())
+
+
 def test_muon_goes_on_from_its_state():
     def trained(steps, optimizer_state=None, weights=None):
         torch.manual_seed(0)

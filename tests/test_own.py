@@ -22,8 +22,9 @@ from arguments import Parser, add_student_arguments
 from data import CIFAR, DATASETS, Split
 from networks import build, load_network, save_network
 from own import estimate, export, made, probe, spec, weights
-from own.student import check_last_batch, make_student, run_name
+from own.student import check_last_batch, is_trained, make_student, run_name
 from own.teacher import Teacher, Wanted, load_teacher, own_info
+from selection import Selection
 from utils import UserError
 
 CPU = torch.device('cpu')
@@ -800,6 +801,24 @@ def test_only_stated_names_are_passed_on(repo):
         teacher = teacher_of(repo, 'mine.py:softmax', 'folder', info, size=16, class_names=names)
         assert own_info(teacher).names == tuple(names or ()) and teacher.facts()['class_names'] == names
         assert teacher.class_names == tuple(names or '0123')
+
+
+@pytest.mark.parametrize('words, trained', [
+    ([], False), (['--student', 'resnet18'], False), (['--student', 'NETmine.py:ready'], False), (['--student', 'NETrun'], True),
+    (['--student', 'NETmine.py:ready', '--student_weights', 'NETboth.pth'], True)])
+def test_a_student_starts_trained_where_its_weights_are_given(repo, words, trained):
+    assert is_trained(flags(*(word.replace('NET', f'{repo.folder}/') for word in words))) is trained
+
+
+def test_no_copy_of_a_selected_image_is_held_out():
+    images = torch.arange(80, dtype=torch.uint8).view(40, 1, 1, 2)
+    teacher = types.SimpleNamespace(device=torch.device('cpu'), logits=lambda x: torch.nn.functional.one_hot(x[:, 0, 0, 0].long() % 10, 10))
+    pool = type('Pool', (), {'take': lambda self, rows: torch.cat([images, images])[np.asarray(rows)], '__len__': lambda self: 80})()
+    selection = Selection(pool, np.arange(30), np.zeros(30), np.zeros(30, int), np.ones(10), 0.0)
+    held = estimate.held_out(selection, pool, None, teacher, 0)
+    assert sorted(held.images[:, 0, 0, 0].tolist()) == sorted(2 * images[30:, 0, 0, 0].tolist())
+    everything = selection._replace(chosen=np.arange(40))
+    assert estimate.held_out(everything, pool, None, teacher, 0) is None
 
 
 def test_an_estimate_is_made_once_for_a_run(repo, tmp_path, monkeypatch):

@@ -93,6 +93,13 @@ def test_the_published_recipe(folder):
     assert kept.items() >= expected.items() and kept['num_select'] < 10**6
 
 
+@pytest.mark.parametrize('recipe', ['released', 'first-upload'])
+def test_the_published_recipes_of_dfnd_give_way_where_pu_has_its_own(folder, recipe):
+    run('DFND-train.py', *PU, '--recipe', recipe, '--num_select', 40, '--run', recipe, '--score_only', cwd=folder)
+    kept = read_json(folder / 'runs' / recipe / 'config.json')['settings']
+    assert kept['loss'] == 'rkd' and kept['wild_norm'] == 'teacher' and kept['class_weights'] is False
+
+
 @pytest.mark.parametrize('args, parts', [
     ((*PU, '--stream', '--num_select', 20), ('--stream', '--select pu')),
     ((*COMMON, '--labelled', 0.1), ('--labelled', '--select pu')),
@@ -103,6 +110,7 @@ def test_the_published_recipe(folder):
     ((*PU, '--num_select', 3), ('num_select=3', '--labelled')),
     ((*COMMON[:-4], '--transfer_set', 'original', '--loss', 'rkd'), ('original',)),
     (('--dataset', 'none', *PU[2:]), ('--dataset',)),
+    ((*COMMON, '--loss', 'ce', '--T_power', 0), ('--T_power', '--loss ce')),
 ])
 def test_mistakes_are_one_line(folder, args, parts):
     line = error(run('DFND-train.py', *args, '--run', 'none', cwd=folder, code=2))

@@ -118,6 +118,23 @@ def test_a_number_that_the_recipe_found_may_be_found_a_little_different_when_a_r
     assert 'num_select' in error(run('DFND-train.py', *words, '--num_select', 9, '--resume', cwd=digits, code=2))
 
 
+def test_half_of_a_pool_that_gained_an_image_is_the_half_of_before(digits):
+    shutil.copytree(digits / 'wild', digits / 'gains')
+    words = ('--dataset', 'mnist5k', '--wild', 'gains', '--recipe', 'corrected', '--epochs', 1, '--run', 'gains')
+    first = result(run('DFND-train.py', *words, '--score_only', cwd=digits))
+    for i in range(4):
+        shutil.copy(digits / 'wild/0.png', digits / f'gains/zz{i}.png')
+    r = result(run('DFND-train.py', *words, '--resume', cwd=digits))
+    assert r['num_select'] == first['num_select'] == 150 and r['top1'] is not None
+
+
+def test_a_name_that_is_in_use_is_told_before_the_pool_is_decoded(digits, monkeypatch):
+    words = (*DIGITS, '--steps', 1, '--run', 'used')
+    run('DFND-train.py', *words, cwd=digits)
+    monkeypatch.setattr('wild.pool.open_pool', None)
+    assert 'runs/used is in use' in error(run('DFND-train.py', *words, cwd=digits, code=2))
+
+
 def test_a_share_of_the_pool(digits):
     r = result(run('DFND-train.py', *DIGITS, '--num_select', '47%', '--steps', 1, '--run', 'share', cwd=digits))
     assert (r['num_select'], sum(r['selected_per_class'])) == (141, 141)  # of 300

@@ -223,7 +223,8 @@ def test_class_weights_facts_and_description_count_chosen_and_pool_by_class():
     assert '3 of 5' in text and '2.0000' in text and '1.5500' in text  # the threshold; the pool's mean
     assert 'copies' not in text
     assert text.split('class  ')[1].split() == ['cat', '1/1', 'dog', '1/2', 'ship', '1/2', 'frog', '0/0']
-    assert selection.facts() == {'wild_images': 5, 'selected_per_class': [1, 1, 1, 0], 'pool_noise': 1.55, 'noise': 1.25, 'noise_max': 2.0}
+    assert selection.facts() == {'wild': selection.pool.name, 'wild_images': 5, 'selected_per_class': [1, 1, 1, 0], 'pool_noise': 1.55,
+                                 'noise': 1.25, 'noise_max': 2.0}
 
 
 def test_copies_of_an_image_are_said():

@@ -312,6 +312,41 @@ def test_it_goes_on_without_the_pool_but_not_without_the_selected_images(digits)
     assert 'selection is made again' in done.stderr and '--wild going' in error(done)  # and its pool is gone
 
 
+def test_what_a_resumed_stream_does_not_read_is_told(digits):
+    shutil.copytree(digits / 'wild', digits / 'one')
+    distil(digits, 'told', '--stream', '--score_only', wild=['one'])
+    done = distil(digits, 'told', '--stream', '--resume', wild=['list.txt'])
+    assert result(done)['wild'] == 'one' and '--wild list.txt is not read' in done.stdout
+
+
+def test_a_damaged_part_of_a_set_is_made_again_with_workers_too(digits, fork):
+    words = dict(wild=['noise'], num_select=20, workers=1)
+    first = result(distil(digits, 'noise', '--stream', '--score_only', '--cache_dir', 'noises', **words))
+    file = next((digits / 'noises').glob('noise-*/000001.npy'))
+    data = bytearray(file.read_bytes())
+    data[5000] ^= 1
+    file.write_bytes(data)
+    done = distil(digits, 'noise-2', '--stream', '--score_only', '--cache_dir', 'noises', **words)
+    assert '000001.npy is damaged or gone' in done.stderr
+    assert {k: v for k, v in result(done).items() if k not in ('run', 'seconds')} == {
+        k: v for k, v in first.items() if k not in ('run', 'seconds')}
+
+
+@pytest.mark.parametrize('good, gone, passes', [(600, 25, True), (150, 25, False)])
+def test_how_many_files_are_away_is_judged_by_the_whole_of_a_short_stream(good, gone, passes, digits, monkeypatch):
+    monkeypatch.setattr('wild.decode.CHUNK', 50)
+    name = f'away-{gone}-{good}'
+    paths = [*(f'nowhere/{i}.png' for i in range(gone)), *(path for path in write_images(digits / name, 150, (9, 9)) * (good // 150))]
+    (digits / f'{name}.txt').write_text('\n'.join(paths))
+    words = dict(wild=[f'{name}.txt'], num_select=20, code=0 if passes else 2)
+    for _ in range(2):  # what it could not read is not taken for read
+        done = distil(digits, name, '--stream', '--score_only', *(['--resume'] if _ and passes else []), **words)
+        if not passes:
+            assert f'{gone} of {good + gone} files can not be read' in error(done)
+        else:
+            assert result(done)['wild_images'] == good
+
+
 def test_agreement_is_measured_on_images_that_were_not_selected_wherever_they_are_now(digits):
     folder = digits / 'unseen'
     shutil.copytree(digits / 'wild', folder)
@@ -319,8 +354,8 @@ def test_agreement_is_measured_on_images_that_were_not_selected_wherever_they_ar
     distil(digits, 'unseen', *flags, '--score_only', wild=['unseen'])
     seen = []
     with pytest.MonkeyPatch.context() as m:
-        original = estimate.unchosen_of_stream
-        m.setattr(estimate, 'unchosen_of_stream', lambda *a: seen.append(original(*a)) or seen[-1])
+        original = estimate.unseen_of_stream
+        m.setattr(estimate, 'unseen_of_stream', lambda *a: seen.append(original(*a)) or seen[-1])
         distil(digits, 'unseen', *flags, '--resume', wild=['./unseen'])
     selected = np.load(digits / 'runs/unseen/selected/000000.npy')
     assert len(seen[0]) == 90 and not {x.tobytes() for x in selected} & {x.tobytes() for x in seen[0].numpy()}

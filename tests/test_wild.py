@@ -222,6 +222,30 @@ def test_a_shard_that_breaks_off_says_where(damage, kept, contents, tmp_path, po
     assert f'skipped 1 of {kept + 1} files' in (out := capfd.readouterr().out) and f'breaks off at byte {places[kept]}' in out
 
 
+def test_shards_that_were_joined_are_told(contents, tmp_path, pool_of, capfd):
+    paths, images = contents
+    for name, some in (('a', range(3)), ('b', range(3, 6))):
+        write_tar(tmp_path / f'{name}.tar', *((f'{i}.png', images[i]) for i in some))
+    (tmp_path / 'joined.tar').write_bytes((tmp_path / 'a.tar').read_bytes() + (tmp_path / 'b.tar').read_bytes())
+    assert_pool_is(pool_of(tmp_path / 'joined.tar'), [f'{tmp_path}/joined.tar#{i}' for i in range(3)], expected=paths[:3])
+    assert 'skipped 1 of 4 files' in (out := capfd.readouterr().out) and 'holds more behind its end' in out
+
+
+def test_links_in_a_shard_and_members_too_large_are_skipped_and_counted(contents, tmp_path, pool_of, capfd):
+    paths = contents[0]
+    with tarfile.open(tmp_path / 'a.tar', 'w') as tar:
+        tar.add(paths[0], 'a.png')
+        for name, kind in (('b.png', tarfile.LNKTYPE), ('c.png', tarfile.SYMTYPE)):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, 'a.png'
+            tar.addfile(info)
+        (large := tarfile.TarInfo('d.mp4')).size = 2**20 + 1
+        tar.addfile(large, io.BytesIO(bytes(large.size)))
+        tar.add(paths[1], 'e.png')
+    assert list(pool_of(tmp_path / 'a.tar', memory=1).names()) == [f'{tmp_path}/a.tar#{name}' for name in 'ae']
+    assert 'skipped 3 of 5 files' in capfd.readouterr().out
+
+
 def test_shards_of_large_images_are_read_in_pieces(contents, tmp_path, wild_of, monkeypatch):
     images = contents[1]
     write_tar(file := tmp_path / 'a.tar', *((f'{i}.{kind}', x) for i, x in enumerate(images) for kind in ('json', 'png')))

@@ -21,7 +21,10 @@ def find_part(root, train):
 
 
 def class_folders(part):
-    return sorted(path.name for path in part.iterdir() if path.is_dir() and not path.name.startswith('.'))
+    names = sorted(path.name for path in part.iterdir() if path.is_dir() and not path.name.startswith('.'))
+    if broken := [name for name in names if '\n' in name]:
+        raise UserError(f'the class folder {broken[0]!r} in {part} has a line\'s end in its name: rename it')
+    return names
 
 
 def class_order(root, part):

@@ -25,7 +25,7 @@ from utils import (
 )
 from wild.parts import Part, read_names, read_skipped, save_part, write_skipped
 from wild.pixels import SQUARE, to_array
-from wild.reading import cut_shard, decode_job, read_file
+from wild.reading import Skip, cut_shard, decode_job, read_file
 from wild.workers import locked, run_jobs
 
 DECODER = 'pil-8'  # part of a cache's key: raise it when the pixels that come out, a part's files, or CHUNK change
@@ -73,9 +73,13 @@ def decode_files(paths, shape, cache_dir, name, decoder):
                 if bar.disable and seconds > told + 30:  # a line in a log
                     told, left = seconds, seconds / done * (len(todo) - done)
                     say(f'decode {name}: {count} images, part {before + done}/{len(jobs)}, {rate}, ETA {left:.0f} s')
+        if todo:
+            (folder / 'statistics.json').unlink(missing_ok=True)  # of classes.statistics
         write_skipped(folder / 'skipped.jsonl', itertools.chain.from_iterable(read_skipped(folder).values()))
 
-    folder = cache_folder(cache_dir, name, [f'{shape} {decoder.key()}', *fingerprints(paths)])
+    lines = list(fingerprints(paths))
+    check_away([Skip(path, 'it is not there', True) for path, line in zip(paths, lines) if line == path], len(paths))
+    folder = cache_folder(cache_dir, name, [f'{shape} {decoder.key()}', *lines])
     reopen(folder)
     parts = cached(folder, write)
     good, skipped = sum(part.count for part in parts), [*itertools.chain(*read_skipped(folder).values())]
@@ -117,7 +121,7 @@ def reopen(folder):
 
 def unfinish(folder):
     """Makes a cache one that is being built."""
-    with locked(folder.with_name(folder.name + '.lock')):
+    with locked(folder.with_name(folder.name + '.lock')), contextlib.suppress(FileNotFoundError):  # another process did it
         os.rename(folder, folder.with_name(folder.name + '.partial'))
 
 
@@ -172,13 +176,15 @@ def cache_folder(cache_dir, name, key):
     digest = hashlib.sha256()
     for line in (DECODER, *key):
         digest.update(line.encode('utf-8', 'surrogateescape') + b'\0')
-    return Path(cache_dir) / f'{"".join(c if c.isalnum() else "_" for c in name)}-{digest.hexdigest()[:16]}'
+    readable = ''.join(c if c.isalnum() else '_' for c in name[:40])  # a file system takes 255 bytes
+    return Path(cache_dir) / f'{readable}-{digest.hexdigest()[:16]}'
 
 
 def cached(folder, write):
     """All Parts of a folder of the cache, which `write(folder)` builds where it is missing: under another name, part by
     part, until it is whole. So a build that was stopped goes on where it was; of two runs that want the same, the second waits."""
-    if not folder.is_dir():
+
+    def build():
         partial = folder.with_name(folder.name + '.partial')
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
@@ -186,10 +192,9 @@ def cached(folder, write):
                 if not folder.is_dir():
                     partial.mkdir(exist_ok=True)
                     try:
-                        write(partial)
+                        complete(partial, write)
                     finally:
                         remove(partial.glob('*.partial'))  # of workers that were ended
-                    count_parts(partial)
                     os.rename(partial, folder)
         except OSError as e:
             raise UserError(f'--cache_dir {folder.parent} can not be written ({first_line(e)}): free space there, or name '
@@ -203,19 +208,31 @@ def cached(folder, write):
             except (Damaged, FileNotFoundError):
                 warn(f'{damaged} is damaged or gone: its part is decoded again')
                 file.unlink(missing_ok=True)
-                write(folder)
-                count_parts(folder)
+                complete(folder, write)
 
+    if not folder.is_dir():
+        build()
     try:
         counts = read_json(folder / 'parts.json')
     except Damaged:
-        warn(f'{folder}/parts.json is damaged or gone: the parts are counted again')
-        counts = count_parts(folder)
+        warn(f'{folder}/parts.json is damaged or gone: the parts are counted again, and those that are gone decoded')
+        unfinish(folder)
+        build()
+        counts = read_json(folder / 'parts.json')
     return [Part(folder / file, count, rebuild) for file, count in counts.items()]
 
 
-def count_parts(folder):
-    """Writes how many images each part holds, {its file: count}, and returns it."""
-    counts = {p.name: len(np.load(p, mmap_mode='r')) for p in sorted(folder.glob('*.npy'))}
-    write_json(folder / 'parts.json', counts)
-    return counts
+def complete(folder, write):
+    """Has `write(folder)` make the parts that are missing, and writes how many images each holds, {its file: count}."""
+    write(folder)
+    if broken := [file for file in folder.glob('*.npy') if count_of(file) is None]:
+        warn(f'{len(broken)} parts of {folder} are damaged, such as {broken[0].name}: decoded again')
+        remove(broken)
+        write(folder)
+    write_json(folder / 'parts.json', {file.name: count_of(file) for file in sorted(folder.glob('*.npy'))})
+
+
+def count_of(file):
+    """How many images a part holds, None where its file is damaged."""
+    with contextlib.suppress(OSError, ValueError, EOFError):
+        return len(np.load(file, mmap_mode='r'))

@@ -76,6 +76,7 @@ def main():
         kinds['pages'] = write(out / 'pages', (page(random, args.channels, one) for _ in range(drawn // 2)))
     relevant, others = some(args.relevant, random, args.size), list(itertools.chain.from_iterable(kinds.values()))
     others = [others[i] for i in random.permutation(len(others))]
+    out.mkdir(parents=True, exist_ok=True)
     for share in args.shares:
         wrong = args.size * share // 100
         if wrong > len(others) or args.size - wrong > len(relevant):

@@ -12,6 +12,7 @@ MAPPED = 2**15  # parts whose images are mapped at a time: Linux lets a process 
 
 
 def save_part(folder, number, images, names, skipped=()):
+    (folder / f'{number:06d}.npy').unlink(missing_ok=True)  # of an earlier build: it would make a part that is stopped here a whole one
     write_names(folder / f'{number:06d}.txt', names)
     (folder / f'{number:06d}.skipped').unlink(missing_ok=True)  # of a part that was stopped
     if skipped:
@@ -67,17 +68,21 @@ class Part:
             self.rebuild(self.file, file)
             return read(file, must=True)
 
-    @property
-    def images(self):
-        """(count, channels, size, size) uint8."""
+    def mend(self):
+        """Has the images decoded again where their file is damaged."""
         if not self.sound:
             self.verified(checked, self.file)
             self.sound = True
+
+    @property
+    def images(self):
+        """(count, channels, size, size) uint8."""
+        self.mend()
         return mapped(self)
 
     def seal(self):
         """Bytes that change with the pixels."""
-        return read_seal(self.file)
+        return self.verified(read_seal, self.file)
 
     def names(self):
         return self.verified(read_names, self.file.with_suffix('.txt'))

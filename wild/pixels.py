@@ -39,6 +39,8 @@ def to_array(image, size, channels):
         image = eight_bits(image)
     elif image.has_transparency_data:
         image = on_ground(image)
+    elif image.mode == 'LAB':
+        image = image.convert('RGB')  # Pillow has no way from it to grey
     image = image.convert('RGB' if channels == 3 else 'L')
     if image.size != (size, size) or box != (0, 0, size, size):
         image = image.resize((size, size), Image.BILINEAR, box=box)

@@ -154,6 +154,8 @@ def open_stream(wild, seen=None, shared=True):
             if own and known and seen[number] != source_of(job):
                 raise changed(number)
             if own and not known:
+                if isinstance(job, Part):
+                    job.mend()  # which a worker can't do
                 yield number, job
         if gone:
             raise changed(min(gone))

@@ -67,7 +67,7 @@ class Decoder(NamedTuple):
 
     def key(self):
         """A line that changes with what may be read."""
-        return f'{self.pixels} {self.seconds} {self.memory} {" ".join(self.known())}'
+        return f'{self.pixels} {self.seconds:g} {self.memory:g} {" ".join(self.known())}'
 
 
 def accepts(accept, start):
@@ -88,6 +88,10 @@ class Skip(NamedTuple):
     image: str  # its name
     reason: str
     again: bool = False  # a fault of the file system, and not the image's: another run tries it again
+
+
+class TooLarge(ValueError):
+    """A file of more bytes than a decode may take."""
 
 
 class Died(Exception):
@@ -111,9 +115,17 @@ def opened(path, pauses=()):
             time.sleep(pause)
 
 
-def read_file(path, pauses=()):
+def read_file(path, pauses=(), decoder=HERE):
+    """All of a file. Raises TooLarge, and as `opened`."""
     with opened(path, pauses) as file:
+        if is_too_large(os.fstat(file.fileno()).st_size, decoder):
+            raise TooLarge
         return file.read()
+
+
+def is_too_large(size, decoder):
+    """Whether so many bytes are not read, all at once as they would be; also where no worker's memory is limited."""
+    return size > decoder.memory * 2**20
 
 
 def is_passing(error):
@@ -121,12 +133,12 @@ def is_passing(error):
     return isinstance(error, OSError) and error.errno is not None
 
 
-def read_paths(paths):
+def read_paths(paths, decoder):
     """Yields (name, bytes or the exception) of files."""
     pauses = iter(PAUSES)
     for path in paths:
         try:
-            content = read_file(path, pauses)
+            content = read_file(path, pauses, decoder)
         except (OSError, ValueError, MemoryError) as e:  # a ValueError too for a name with a 0 in it
             content = e
         yield path, content
@@ -146,21 +158,26 @@ def read_shard(path, first, count, decoder):
                 for member in itertools.islice(filter(is_sample, tar), count):
                     place, (key, _, suffix) = member.offset, member.name.rpartition('.')
                     name = f'{path}#{key if f".{suffix.lower()}" in suffixes else member.name}'
-                    if member.issparse() or member.size > decoder.memory * 2**20:
-                        content = MemoryError()
-                    else:
-                        content = tar.extractfile(member).read()
-                    yield name, content
+                    yield name, read_member(tar, member, decoder)
                 name, place = path, tar.offset
                 if count is None:  # tarfile takes the end of the file for the end, and a header that it can't read; it is a block of 0
                     stream.seek(place)
                     if stream.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
                         raise tarfile.ReadError('no end')
+                    if any(any(some) for some in iter(lambda: stream.read(2**20), b'')):
+                        yield path, ValueError('holds more behind its end, as joined shards do: give each as a file of its own')
     except (tarfile.TarError, OSError, EOFError, ValueError, MemoryError) as e:
         if is_passing(e):
             raise_unreadable(path, e)
         compressed = place == 0 and name == path and is_compressed(path)
         yield name, ValueError('the shard is compressed: unpack it' if compressed else f'the shard breaks off at byte {place}')
+
+
+def read_member(tar, member, decoder):
+    """The bytes of a shard's member, or an exception."""
+    if member.issparse() or not member.isfile():
+        return ValueError('is a link, or sparse')
+    return TooLarge() if is_too_large(member.size, decoder) else tar.extractfile(member).read()
 
 
 def raise_unreadable(path, error):
@@ -175,7 +192,7 @@ def is_compressed(path):
 def is_sample(member):
     """Whether a shard's member may be an image: content decides later. One whose name begins with a dot is a file manager's."""
     name = member.name.rpartition('/')[2]
-    return member.isfile() and not name.startswith('.') and name.rpartition('.')[2].lower() not in COMPANIONS
+    return not (member.isdir() or member.isdev()) and not name.startswith('.') and name.rpartition('.')[2].lower() not in COMPANIONS
 
 
 def cut_shard(path, count):
@@ -198,7 +215,7 @@ def decode_job(job, size, channels, decoder, apart=False):
     Skips). apart: each image in a process of its own, since this job has killed one."""
     images, names, skipped = [], [], []
     Image.MAX_IMAGE_PIXELS = decoder.pixels / 2  # Pillow refuses twice as many, also those of an inner canvas
-    for number, (name, content) in enumerate(read_paths(job) if isinstance(job, list) else read_shard(*job, decoder)):
+    for number, (name, content) in enumerate(read_paths(job, decoder) if isinstance(job, list) else read_shard(*job, decoder)):
         if number % 256 == 0:
             limit_memory(decoder)  # beside what is decoded already
         try:
@@ -264,7 +281,7 @@ def reason(error, content, decoder):
     if isinstance(error, Died):
         took_long = error.args[0] is getattr(signal, 'SIGPROF', None)
         return f'takes more than --decode_seconds {decoder.seconds:g}' if took_long else f'its decoder died by {error.args[0].name}'
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError | TooLarge):
         return f'takes more than --decode_memory {decoder.memory:g} MB'
     if isinstance(error, Image.DecompressionBombError):
         return f'has more than --decode_pixels {decoder.pixels}'

@@ -18,6 +18,7 @@ from wild.parts import Part, mapped, read_skipped, save_part, write_skipped
 from wild.pool import Pool, open_stream
 from wild.reading import Skip
 
+FEW = 10_000  # files before the share that can't be read says something of the whole stream
 COLUMNS = 'keys', 'noise', 'labels', 'places', 'images'  # of a table of candidates, before the names
 
 
@@ -108,7 +109,10 @@ def stream_and_select(folder, wild, teacher, rule):
             if 'counts' not in f:
                 raise UserError(f'{folder} holds a selection without its images, so --stream can not go on from it: select again with '
                                 '--run NAME')
-            return opened(images, f['noise'], f['labels'], f['counts'], float(f['mean']))
+            name = str(f['wild']) if 'wild' in f else wild.name
+            if name != wild.name:
+                say(f'the selection in {folder} is of {name}: --wild {wild.name} is not read')
+            return opened(images, f['noise'], f['labels'], f['counts'], float(f['mean']), name)
     candidates = Candidates(rule, teacher.classes)
     journal = Journal(folder / 'stream', candidates, teacher, wild)
     try:
@@ -116,17 +120,17 @@ def stream_and_select(folder, wild, teacher, rule):
     except UserError as e:
         raise LocalError(str(e)) from None
     candidates.clear()
-    selection = opened(images, *merge(candidates, folder))
+    selection = opened(images, *merge(candidates, folder), wild.name)
     pool, chosen, noise, labels, counts, mean = selection
     if distributed.rank() == 0:
-        write_selection(folder, pool, (noise, labels, chosen), teacher.class_names, {'counts': counts, 'mean': mean})
+        write_selection(folder, pool, (noise, labels, chosen), teacher.class_names, {'counts': counts, 'mean': mean, 'wild': wild.name})
         shutil.rmtree(journal.folder, ignore_errors=True)
     return selection
 
 
-def opened(folder, noise, labels, counts, mean):
-    """The Selection of all images in `folder`."""
-    return Selection(Pool([Part(folder / '000000.npy', len(noise))], 'selected'), np.arange(len(noise)), noise, labels, counts, mean)
+def opened(folder, noise, labels, counts, mean, name='selected'):
+    """The Selection of all images in `folder`, from a pool of this name."""
+    return Selection(Pool([Part(folder / '000000.npy', len(noise))], name), np.arange(len(noise)), noise, labels, counts, mean)
 
 
 class Journal:
@@ -188,7 +192,8 @@ def score_parts(parts, candidates, teacher, journal):
         for part in parts:
             candidates.skipped += part.skipped
             away += [skip for skip in part.skipped if skip.again]
-            check_away(away, candidates.counts.sum() + len(part.names) + len(candidates.skipped))
+            seen = candidates.counts.sum() + len(part.names) + len(candidates.skipped)
+            check_away(away, max(seen, FEW))
             batches = [scores_of(teacher, torch.from_numpy(part.images[i : i + BATCH].copy())) for i in range(0, len(part.names), BATCH)]
             scores = [torch.cat(x).cpu().numpy() for x in zip(*batches)] or [np.empty(0, kind) for kind in ('f4', 'f4', 'i8')]
             check_teacher(*scores)
@@ -198,6 +203,11 @@ def score_parts(parts, candidates, teacher, journal):
             if bar.disable and time.perf_counter() - told > 30:  # a line in a log
                 told = time.perf_counter()
                 say(f'stream: {count} images, {count / (told - start):.0f} img/s')
+    try:
+        check_away(away, candidates.counts.sum() + len(candidates.skipped))
+    except UserError:
+        remove(journal.files)  # or the same command would go on without what it could not read
+        raise
 
 
 def merge(candidates, folder):

@@ -168,6 +168,27 @@ def test_a_damaged_cache_is_rebuilt_in_its_damaged_parts(name, decoded_again, po
             t.tried(same and read == {f'{i:03}.png' for i in decoded_again} and (name in said or name == '000000.skipped'), how)
 
 
+@pytest.mark.parametrize('names', [('000000.npy', '000001.npy'), ('parts.json', '000001.npy')])
+@pytest.mark.parametrize('how', [*HOW, 'gone'])
+def test_damage_to_two_files_of_a_cache_costs_their_parts_alone(names, how, pool, dice, tmp_path, decoded):
+    whole, folder = content(pool()), next((tmp_path / 'cache').glob('*/parts.json')).parent
+    for name in names:
+        (folder / name).unlink() if how == 'gone' else damage(folder / name, how, dice)
+    decoded.clear()
+    assert content(pool()) == whole
+    assert {int(Path(path).stem) // 8 for path in decoded} == {int(name[:6]) for name in names if name.endswith('npy')}
+    decoded.clear()
+    assert content(pool()) == whole and not decoded
+
+
+def test_a_pool_is_told_by_its_digest_where_a_part_is_gone_or_empty(pool, tmp_path):
+    digest = pool().digest()
+    file = next((tmp_path / 'cache').glob('*/000001.npy'))
+    for harm in (file.unlink, lambda: file.write_bytes(b'')):
+        harm()
+        assert pool().digest() == digest
+
+
 def test_a_damaged_part_whose_files_are_gone_is_told(pool, tmp_path, dice):
     pool()
     damage(next((tmp_path / 'cache').glob('*/000001.npy')), 'a bit', dice)
