@@ -123,7 +123,7 @@ def settle(args, arch, width, teacher, teacher_top1):
 def settle_budget(args, s, available, worth=None):
     """s with num_select, batch_size, epochs and steps. available: how many images there are; None if unknown. worth: how many of them are
     worth keeping, where the recipe fits its number to the pool."""
-    count = available if s.select in (None, 'all') else s.num_select
+    count = available if s.select in (None, 'all') else arguments.count_by_recipe(s)
     if isinstance(count, str):  # see arguments.count_of
         count = max(1, round(float(count[:-1]) / 100 * available))
     if worth and worth < count and not args.num_select:

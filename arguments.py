@@ -205,6 +205,11 @@ def settle(args, recipe, /, **more):
     return Settings(**{**recipe, **{k: v for k, v in vars(args).items() if v is not None or k not in recipe}, **more})
 
 
+def count_by_recipe(s):
+    """num_select of the settings s; where the recipe has a formula, by the images that --steps has the student see."""
+    return s.num_select((s.steps or 0) * s.batch_size) if callable(s.num_select) else s.num_select
+
+
 def say_settings(settings):
     """A line of what decides the result: not where and how it is computed."""
     shown = {k: v for k, v in vars(settings).items() if v is not None and k not in WHERE - {'device'} | {'dataset'}}

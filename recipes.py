@@ -92,7 +92,7 @@ LENET = LENET_ONECYCLE | dict(  # ours
 )
 SHORT = CORRECTED | dict(  # ours: for a ResNet that sees few images, such as on a CPU
     select='weighted',
-    num_select=10_000,
+    num_select=lambda seen: max(10_000, seen // 15),  # of the images that --steps has the student see: each 15 times
     fit_pool=True,
     loss='kd',  # the adapted likelihood adds nothing that was seen
     T=2.0,

@@ -75,7 +75,9 @@ ROWS = {row.id: row for row in [  # tables without a given order have this one
     Row('T2', 'DFND, T = 2', 'unlabeled', None, DFND, '{base} --T 2'),
     Row('T8', 'DFND, T = 8', 'unlabeled', None, DFND, '{base} --T 8'),
     Row('no-augment', 'DFND, no augmentation', 'unlabeled', None, DFND, '{base} --no-augment'),
-    *(Row(f'n{n}', f'DFND, {n:,} images', 'unlabeled', DFNDS, DFND, f'{{base}} --num_select {n}') for n in (1000, 2500, 5000, 25000)),
+    *(Row(f'n{n}', f'DFND, {n:,} images', 'unlabeled', DFNDS, DFND, f'{{base}} --num_select {n}')
+      for n in (1000, 2500, 5000, 10000, 25000)),
+    Row('random-n10000', 'Randomly selected, 10,000 images', 'unlabeled', None, DFND, '{recipe} --select random --num_select 10000'),
     Row('seen-half', 'DFND, half the images seen', 'unlabeled', None, DFND, '{base}'),
     Row('seen-double', 'DFND, twice the images seen', 'unlabeled', None, DFND, '{base}'),
     # pools of which a share, in percent, is of other kinds: see wild/make_pools.py
@@ -93,7 +95,9 @@ TABLE1 = {  # (kind, scale) or kind
     'MNIST': ['teacher', 'student', 'kd', 'noise', 'alternative', 'dafl', 'dfad', 'random', 'dfnd'],  # DAFL's table, its rival, DFND
     'mnist5k': ['teacher', 'dfnd', 'random'],
 }
-BY_NAME = {('table1', 'cifar', 'cpu'): ['large-pool']}  # further rows of a table, trained where --rows names them
+FEWER = ['n10000', 'random-n10000']
+BY_NAME = {  # further rows of a table, trained where --rows names them
+    ('table1', 'cifar', 'cpu'): ['large-pool'], ('table1', 'cifar', 'paper'): FEWER, ('table1', 'cifar', 'paper32'): FEWER}
 POOLS = [f'{rule}-{share}' for rule in RULES for share in SHARES]
 CIFAR_STUDY = {
     'selection': ['confidence', 'dfnd-corrected', 'random', 'all'],
@@ -115,8 +119,10 @@ STUDY = {'cifar': CIFAR_STUDY, 'MNIST': MNIST_STUDY | {'num_select': ['n1000', '
 # (kind, scale): id: the flags of its budget. 'wild': of every row that selects wild images and has no line of its own here.
 MNIST = {'wild': '--num_select 10000', **{f'n{n}': '' for n in (1000, 2500, 5000, 25000)},  # the recipe's 3,000 steps hold for all
          'seen-half': '--num_select 10000 --steps 1500', 'seen-double': '--num_select 10000 --steps 6000'}
-# Every student sees 500,000 images: 50 passes over the recipe's 10,000, which are 3,950 batches of 128, or ten and a half over 47,000.
-PAPER_BUDGET = {'kd': '--epochs 10', 'wild': '--steps 3950', 'dfnd-47': '--steps 3914'}
+# Every student sees about 500,000 images: 15 passes over the 33,408 that the recipe takes for 3,915 batches of 128, ten and a half over
+# 47,000, or 50 over 10,000.
+PAPER_BUDGET = {'kd': '--epochs 10', 'wild': '--steps 3915', 'dfnd-47': '--steps 3914', **dict.fromkeys(('n10000', 'random-n10000'),
+                                                                                                       '--steps 3950')}
 BUDGETS = {
     **{('cifar', scale): {'teacher': f'--width {width}', 'student': f'--width {width} --epochs 10', **PAPER_BUDGET}
        for scale, width in (('paper', 64), ('paper32', 32))},

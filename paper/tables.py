@@ -179,11 +179,23 @@ def make_pools(dataset, rows):
 
 
 def make_trials(dataset, rows):
-    """Trials of settings, chosen by agreement with the teacher."""
-    lines = [[entry.row.id, *(f'{entry.mean(key):.2f}' for key in ('agreement', 'agreement_original', 'top1')), len(entry.runs)]
-             for entry in rows]
-    head = ['change', 'agreement on held-out wild images', 'on original training images', 'top-1', 'n']
-    return '\n'.join([f'**{plain(dataset)}**, {rows[0].runs[0].result["images_seen"]:,} images seen', '', *markdown(head, 1, lines)])
+    """Trials of settings, chosen by agreement with the teacher: a table for each width and budget."""
+    head, tables = ['change', 'agreement on held-out wild images', 'on original training images', 'top-1', 'n'], []
+
+    def budget(entry):
+        return entry.runs[0].result['width'], float(f'{seen_by(entry):.0e}')
+
+    for (width, _), some in itertools.groupby(sorted(rows, key=budget), budget):
+        some = list(some)
+        lines = [[entry.row.id, *(f'{entry.mean(key):.2f}' for key in ('agreement', 'agreement_original', 'top1')), len(entry.runs)]
+                 for entry in some]
+        seen = ' to '.join(f'{count:,}' for count in sorted({min(map(seen_by, some)), max(map(seen_by, some))}))
+        tables.append('\n'.join([f'**{plain(dataset)}**, width {width}, {seen} images seen', '', *markdown(head, 1, lines)]))
+    return '\n'.join(tables)
+
+
+def seen_by(entry):
+    return entry.runs[0].result['images_seen']
 
 
 def make_budget(dataset, rows):

@@ -118,6 +118,12 @@ def test_a_number_that_the_recipe_found_may_be_found_a_little_different_when_a_r
     assert 'num_select' in error(run('DFND-train.py', *words, '--num_select', 9, '--resume', cwd=digits, code=2))
 
 
+@pytest.mark.parametrize('steps, count', [(3000, 25600), (500, 10000)])
+def test_short_takes_more_images_where_steps_have_more_seen(digits, steps, count):
+    done = run('DFND-train.py', *DIGITS, '--recipe', 'short', '--steps', steps, '--run', f'seen-{steps}', '--score_only', cwd=digits)
+    assert f'the recipe short takes {count}, ' in done.stdout
+
+
 def test_half_of_a_pool_that_gained_an_image_is_the_half_of_before(digits):
     shutil.copytree(digits / 'wild', digits / 'gains')
     words = ('--dataset', 'mnist5k', '--wild', 'gains', '--recipe', 'corrected', '--epochs', 1, '--run', 'gains')
