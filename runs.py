@@ -64,7 +64,9 @@ class Run:
         compared = old.keys() & new.keys() - MAY_CHANGE - set(measured)
         changed = sorted(key for key in compared if old[key] != new[key])
         if changed and is_longer(old, new, changed):
-            write_json(config_file, {**config, 'command': command(), 'settings': {**old, **{key: new[key] for key in changed}}})
+            longer = {key: new[key] for key in ('epochs', 'steps') if key in new}  # both, whichever of them was asked for
+            write_json(config_file, {**config, 'command': command(), 'settings': {**old, **longer}})
+            measured = {*measured} - longer.keys()
         elif changed:
             raise UserError(f'{self.folder} was run with {", ".join(f"{key}={old[key]}" for key in changed)}, and now it is '
                             f'{", ".join(f"{key}={new[key]}" for key in changed)}: give the same, or --run NAME for another folder')

@@ -124,6 +124,15 @@ def test_short_takes_more_images_where_steps_have_more_seen(digits, steps, count
     assert f'the recipe short takes {count}, ' in done.stdout
 
 
+def test_more_steps_are_taken_where_the_recipe_chose_the_number_of_images(digits):
+    words = (*DIGITS, '--schedule', 'constant')
+    whole = result(run('DFND-train.py', *words, '--steps', 8, '--run', 'whole', cwd=digits))
+    run('DFND-train.py', *words, '--steps', 4, '--run', 'half', cwd=digits)
+    r = result(run('DFND-train.py', *words, '--steps', 8, '--run', 'half', '--resume', cwd=digits))
+    assert {k: v for k, v in r.items() if k not in ('run', 'seconds')} == {k: v for k, v in whole.items() if k not in ('run', 'seconds')}
+    assert metrics(digits, 'half')[-1]['step'] == 8
+
+
 def test_half_of_a_pool_that_gained_an_image_is_the_half_of_before(digits):
     shutil.copytree(digits / 'wild', digits / 'gains')
     words = ('--dataset', 'mnist5k', '--wild', 'gains', '--recipe', 'corrected', '--epochs', 1, '--run', 'gains')
