@@ -253,8 +253,8 @@ def main():
         return
 
     # ---------------------------------------------------------------- selection
-    facts = dict(wild=None, wild_images=None, teacher_top1=teacher_top1, teacher_arch=teacher.arch,
-                 teacher_width=teacher.width, images_seen=0)
+    facts = dict(wild=None, wild_images=None, teacher_top1=teacher_top1, teacher_arch=teacher.arch, teacher_width=teacher.width,
+                 images_seen=0)
     if wild:
         transfer, selection = transfer_from_wild(run, s, teacher, wild, pool, found)
         facts |= selection.facts() | ({'labelled_images': len(found.images)} if found else {})

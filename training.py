@@ -182,8 +182,7 @@ class Muon(torch.optim.Optimizer):
     filter banks in bfloat16, as Jordan does. Follows airbench94_muon.py."""
 
     def __init__(self, parameters, lr, amp='off', keep_norms=False):
-        parameters = list(parameters)
-        self.amp, self.keep_norms = amp, keep_norms
+        parameters, self.amp, self.keep_norms = list(parameters), amp, keep_norms
         filters, others = [p for p in parameters if p.ndim == 4], [p for p in parameters if p.ndim != 4]
         super().__init__([{'params': filters, 'momentum': 0.6, 'share': 1.0, 'decay': 0.0},
                           {'params': others, 'momentum': 0.85, 'share': 0.8, 'decay': 5e-4}], {'lr': lr})
@@ -198,8 +197,9 @@ class Muon(torch.optim.Optimizer):
                 update, alpha = gradient.add(buffer, alpha=group['momentum']), group['lr'] * group['share']  # Nesterov's
                 if p.ndim == 4:
                     matrix, usual = update.flatten(1), len(p) ** 0.5
-                    norm = self.state[p].get('norm') or p.norm().item() or usual if self.keep_norms else usual
-                    self.state[p]['norm'] = norm
+                    if self.keep_norms and 'norm' not in self.state[p]:
+                        self.state[p]['norm'] = p.norm().item() or usual
+                    norm = self.state[p].get('norm', usual)
                     alpha *= norm / usual
                     low = self.amp == 'bf16' and min(matrix.shape) >= BF16_ROWS
                     update = orthogonalise(matrix.bfloat16() if low else matrix).view_as(p)

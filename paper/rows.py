@@ -95,7 +95,7 @@ TABLE1 = {  # (kind, scale) or kind
     'MNIST': ['teacher', 'student', 'kd', 'noise', 'alternative', 'dafl', 'dfad', 'random', 'dfnd'],  # DAFL's table, its rival, DFND
     'mnist5k': ['teacher', 'dfnd', 'random'],
 }
-FEWER = ['n10000', 'random-n10000']
+FEWER = ['n10000', 'random-n10000']  # what `short` takes where fewer images are seen
 BY_NAME = {  # further rows of a table, trained where --rows names them
     ('table1', 'cifar', 'cpu'): ['large-pool'], ('table1', 'cifar', 'paper'): FEWER, ('table1', 'cifar', 'paper32'): FEWER}
 POOLS = [f'{rule}-{share}' for rule in RULES for share in SHARES]
@@ -121,8 +121,7 @@ MNIST = {'wild': '--num_select 10000', **{f'n{n}': '' for n in (1000, 2500, 5000
          'seen-half': '--num_select 10000 --steps 1500', 'seen-double': '--num_select 10000 --steps 6000'}
 # Every student sees about 500,000 images: 15 passes over the 33,408 that the recipe takes for 3,915 batches of 128, ten and a half over
 # 47,000, or 50 over 10,000.
-PAPER_BUDGET = {'kd': '--epochs 10', 'wild': '--steps 3915', 'dfnd-47': '--steps 3914', **dict.fromkeys(('n10000', 'random-n10000'),
-                                                                                                       '--steps 3950')}
+PAPER_BUDGET = {'kd': '--epochs 10', 'wild': '--steps 3915', 'dfnd-47': '--steps 3914', **dict.fromkeys(FEWER, '--steps 3950')}
 BUDGETS = {
     **{('cifar', scale): {'teacher': f'--width {width}', 'student': f'--width {width} --epochs 10', **PAPER_BUDGET}
        for scale, width in (('paper', 64), ('paper32', 32))},

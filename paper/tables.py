@@ -183,7 +183,7 @@ def make_trials(dataset, rows):
     head, tables = ['change', 'agreement on held-out wild images', 'on original training images', 'top-1', 'n'], []
 
     def budget(entry):
-        return entry.runs[0].result['width'], float(f'{seen_by(entry):.0e}')
+        return entry.runs[0].result['width'], float(f'{seen_by(entry):.0e}')  # to one digit: last batches differ
 
     for (width, _), some in itertools.groupby(sorted(rows, key=budget), budget):
         some = list(some)
