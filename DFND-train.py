@@ -19,7 +19,7 @@ import recipes
 import training
 from arguments import at_least
 from data import DATASETS, EpochPlan, TransferSet, batches, load, load_test, padding_of
-from keep.begun import check_unused
+from keep.begun import settings_before
 from losses import kd_loss, log_adaptation_matrix, noisy_nll, robust_kd_losses
 from networks import count_parameters
 from own.estimate import estimated_accuracy, held_out
@@ -57,8 +57,8 @@ def parse():
     g.add_argument('--transfer_set', choices=('wild', 'original'), default='wild', help='original: the original images and true labels, '
                    'Table 1\'s "Knowledge distillation"')
     g = parser.add_argument_group('wild images and their selection')
-    g.add_argument('--wild', '--data_imagenet', nargs='+', metavar='SOURCE', help='folders of images, text files of paths, .tar shards, '
-                   "torchvision's sets (stl10, svhn, emnist, ...), demo, characters, noise; several are joined (default: the data set's)")
+    g.add_argument('--wild', '--data_imagenet', nargs='+', action='extend', metavar='SOURCE', help='folders of images, text files of '
+                   "paths, .tar shards, torchvision's sets (stl10, svhn, ...), demo, characters, noise; joined (default: the data set's)")
     g.add_argument('--select', choices=SELECT, help='weighted: of every class by chance, the surer the likelier; balanced: '
                    'the cleanest of every class; class-random: of every class at random; gumbel: as weighted, by the energy; '
                    "confidence: the cleanest over all; random: the paper's control; pu: as a classifier has it; all: the whole pool")
@@ -121,9 +121,9 @@ def settle(args, arch, width, teacher, teacher_top1):
 
 
 def settle_budget(args, s, available, worth=None):
-    """s with num_select, batch_size, epochs and steps. available: how many images there are; None if unknown. worth: how many of them are
-    worth keeping, where the recipe fits its number to the pool."""
-    count = available if s.select in (None, 'all') else arguments.count_by_recipe(s)
+    """s with num_select, batch_size, epochs and steps. args.num_select: the user's, or that of the run that is gone on with. available: how
+    many images there are; None if unknown. worth: how many of them are worth keeping, where the recipe fits its number to the pool."""
+    count = args.num_select or (available if s.select in (None, 'all') else arguments.count_by_recipe(s))
     if isinstance(count, str):  # see arguments.count_of
         count = max(1, round(float(count[:-1]) / 100 * available))
     if worth and worth < count and not args.num_select:
@@ -226,7 +226,7 @@ def main():
     s = settle(args, arch, width, teacher, teacher_top1)
     method = 'kd' if s.transfer_set == 'original' else 'pu-compression' if s.select == 'pu' else 'dfnd'
     name = run_name(s.dataset, f'{method}-{s.select}' if method == 'dfnd' else method, arch, width, s.seed)
-    distributed.on_first(check_unused, s, name)  # before the hours that a large pool takes
+    before = distributed.on_first(settings_before, s, name)  # here, and not after the hours that a large pool takes
     wild = pool = found = None
     if s.transfer_set == 'original':
         if s.dataset not in DATASETS:
@@ -234,6 +234,7 @@ def main():
         train = load(s.dataset, s.data, True, s.cache_dir, Decoder.of(s), info).to(device)
         s = settle_budget(args, s.replace(labelled_data=train.source), len(train.labels))
     else:
+        args.num_select = args.num_select or before.get('num_select')  # though the pool may have more images now
         wild = Wild(s.wild or info.wild, teacher.size, teacher.channels, s.data, s.cache_dir, Decoder.of(s))
         pool = None if s.stream else open_pool(wild)
         found = pu.find_positive(teacher, pool, s) if s.select == 'pu' else None
@@ -244,8 +245,7 @@ def main():
         s = settle_budget(args, s, pool and len(pool), worth)
         s = found.settle(s) if found else s
     check_last_batch(student, teacher, min(s.num_select, s.steps * s.batch_size), s.batch_size, '--num_select or --batch_size')
-    fitted = ('num_select', 'batch_size', 'epochs', *([] if args.epochs else ['steps'])) if wild and not args.num_select else ()
-    run = Run(s, name, device, [setting for setting in ('teacher_acc', *fitted) if not getattr(args, setting)])
+    run = Run(s, name, device, () if args.teacher_acc else ('teacher_acc',))
     s = run.settings
     noisy = 'nll' in s.loss.split('+')
     arguments.say_settings(s)

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 from paper.board import check_packages
 from training import OPTIMIZERS, SCHEDULES
-from utils import expand_home, fail, say
+from utils import UserError, expand_home, fail, say
 
 # flags of the published files that have no like here, and what to give instead
 PUBLISHED_FLAGS = {'--use_ori': '--transfer_set original distils on the original images'}
@@ -31,10 +31,12 @@ class Parser(argparse.ArgumentParser):
         super().__init__(description=description, allow_abbrev=False, formatter_class=HelpFormatter)
 
     def parse_args(self, *words):
-        """Raises UserError where --tensorboard lacks its packages."""
+        """Raises UserError where --tensorboard lacks its packages, and where a value is empty or has no effect."""
         args = expand_home(super().parse_args(*words))
         if self.unless and not args.teacher_dir:
             args.dataset = args.dataset or self.unless
+        if not (getattr(args, 'export_normalise', True) or args.export):
+            raise UserError('--no-export_normalise is about the exported file, and --export is not given: give both or neither')
         if getattr(args, 'tensorboard', False):
             check_packages()
         return args
@@ -201,8 +203,12 @@ class Settings(SimpleNamespace):
 
 
 def settle(args, recipe, /, **more):
-    """The Settings of the parsed `args`, with `recipe`'s, a dict, where a flag is not given. more: what follows from both."""
-    return Settings(**{**recipe, **{k: v for k, v in vars(args).items() if v is not None or k not in recipe}, **more})
+    """The Settings of the parsed `args`, with `recipe`'s, a dict, where a flag is not given. more: what follows from both. Raises UserError
+    for --flip where nothing is augmented."""
+    s = Settings(**{**recipe, **{k: v for k, v in vars(args).items() if v is not None or k not in recipe}, **more})
+    if getattr(args, 'flip', None) and not s.augment:
+        raise UserError('--flip is a part of the augmentation, which is off here: leave it out, or turn the augmentation on')
+    return s
 
 
 def count_by_recipe(s):

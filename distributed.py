@@ -25,8 +25,13 @@ def torchrun():
 
 
 def launched():
-    """How many processes torchrun started; 1 without it."""
-    return int(os.environ.get('WORLD_SIZE', '1'))
+    """How many processes torchrun started; 1 without it. Raises UserError for an environment that was not set by torchrun."""
+    number = os.environ.get('WORLD_SIZE') or '1'
+    missing = [name for name in ('RANK', 'LOCAL_RANK', 'MASTER_ADDR', 'MASTER_PORT') if not os.environ.get(name)] if number != '1' else []
+    if missing or not number.isdecimal():
+        what = f'no {", ".join(missing)}' if missing else 'it is no number'
+        raise utils.LocalError(f'WORLD_SIZE={number} is in the environment, but {what}: start with torchrun, or unset WORLD_SIZE')
+    return int(number)
 
 
 def start(device, rank_timeout):

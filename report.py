@@ -96,7 +96,8 @@ def parse():
     parser.add_argument('--runs', type=Path, nargs='+', action='extend', metavar='PATH',
                         help='folder of runs, at any depth, or a published file (default: runs)')
     parser.add_argument('--out', type=Path, metavar='DIR', help='folder for table.md and the figures (default: report)')
-    parser.add_argument('--rows', nargs='+', metavar='ID', help="the papers' table of these rows alone: runs in ID-s<seed>")
+    parser.add_argument('--rows', nargs='+', action='extend', metavar='ID', help="the papers' table of these rows alone, each of the "
+                        'runs in ID-s<seed>')
     parser.add_argument('--study', nargs='+', metavar='ID', action='append', help='the same, as a slim table; may be repeated')
     parser.add_argument('--pools', action='store_true', help='the table of the rules on pools with other kinds of images')
     parser.add_argument('--no_figures', action='store_true', help='the table only, which needs no package')
@@ -113,6 +114,8 @@ def parse():
     if (args.readme or args.check) and (args.runs or args.out or args.html or tables):
         raise UserError('--runs, --out, --rows, --study, --pools, --no_figures, --html do not go with --readme, --check, whose markers '
                         'name the files: leave them out')
+    if args.pools and (args.rows or args.study):
+        raise UserError('--rows, --study do not go with --pools, which has rows of its own: leave them out')
     if args.html and tables:
         raise UserError('--rows, --study, --pools, --no_figures do not go with --html, which shows all runs: leave them out')
     return args
@@ -151,6 +154,8 @@ def main():
     except ImportError as e:
         raise UserError(f'figures and the page need numpy and matplotlib ({e}): pip install -r requirements-report.txt, or give '
                         '--no_figures: the table needs neither') from None
+    except BrokenPipeError:
+        raise
     except (OSError, ValueError, LookupError, TypeError, zipfile.BadZipFile) as e:
         raise UserError(f'{first_line(e)}: {out} can not be written, then give another --out; or a file of a run is damaged, then train '
                         'that run again') from None

@@ -75,7 +75,7 @@ def flags_of(words):
     for word in words:
         if word.startswith('--'):
             flag, equals, value = word.partition('=')
-            flags[flag] = [value] if equals else []
+            flags[flag] = (flags.get(flag, []) if flag == '--wild' else []) + [value] * bool(equals)  # of the others the last counts
         elif flags:
             flags[flag].append(word)
     return flags
@@ -177,7 +177,7 @@ def run_jobs(args, jobs):
     """Runs what is not done, publishes what is, prints the table; returns the exit code."""
     for job in jobs:
         if job.done() and (state := job.state()) != 'done':
-            raise UserError(f'{job.folder} is {state}: move it away, or give another --output_dir')
+            raise UserError(f'{job.folder} is {state}: give the same flags again, or move it away, or give another --output_dir')
     published = args.publish and Path(args.publish) / published_name(args.dataset, args.scale)
     if published:
         check_publishing(published)
@@ -218,10 +218,11 @@ def parse(words):
                         help="full: the published schedules; paper: the paper's networks, 500,000 images seen, the recipe short; paper32: "
                         'the same at half their width; cpu: small networks and budgets, the recipe short; study: the same by the '
                         "published schedules; demo: mnist5k in minutes; pools: that table's (default: cpu for table1, demo for mnist5k's)")
-    parser.add_argument('--rows', nargs='+', metavar='ID', help='these alone, and the teachers that they need')
-    parser.add_argument('--seeds', nargs='+', type=int, metavar='N', help="for every row (default: as many as the row's spread needs)")
+    several = dict(nargs='+', action='extend')
+    parser.add_argument('--rows', **several, metavar='ID', help='these alone, and the teachers that they need')
+    parser.add_argument('--seeds', **several, type=int, metavar='N', help="for every row (default: as many as the row's spread needs)")
     parser.add_argument('--dry_run', action='store_true', help='print the plan and stop')
-    parser.add_argument('--wild', nargs='+', metavar='SOURCE', help="the wild images (default: the data set's own pool)")
+    parser.add_argument('--wild', **several, metavar='SOURCE', help="the wild images (default: the data set's own pool)")
     parser.add_argument('--teacher', metavar='FILE', help='all students learn from this network; no other teacher is trained for them')
     for name in PASSED:
         parser.add_argument(f'--{name}', help='given to every script, see its --help')
@@ -243,7 +244,9 @@ def parse(words):
         raise UserError(f'--max_minutes {args.max_minutes}, expected a number above 0 and at most 1,000,000,000')
     if args.tflops is not None and not args.tflops > 0:
         raise UserError(f'--tflops {args.tflops}, expected a number above 0')
-    args.tflops = TFLOPS.get((kind, args.scale)) and (args.tflops or TFLOPS[kind, args.scale])
+    if args.tflops and (kind, args.scale) not in TFLOPS:
+        raise UserError(f'--tflops {args.tflops:g}, but no time is computed for the scale {args.scale}: leave it out')
+    args.tflops = args.tflops or TFLOPS.get((kind, args.scale))
     if args.teacher and not Path(args.teacher).exists():
         raise UserError(f'--teacher {args.teacher} does not exist: give the file or folder that teacher-train.py wrote')
     for source in args.wild or ():  # or the script that needs it would say so only after the teacher's training

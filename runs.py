@@ -1,6 +1,5 @@
 """A run's folder: its settings, a row of metrics an epoch, the state that --resume needs, its networks and its result."""
 
-import contextlib
 import json
 import sys
 import time
@@ -12,11 +11,11 @@ import distributed
 import training
 from arguments import MAY_CHANGE
 from keep import stops
-from keep.begun import SAVED, check_unused, folder_of, is_begun, is_longer
+from keep.begun import SAVED, folder_of, is_begun, is_longer, read_config, settings_before
 from keep.origin import command, origin
 from networks import count_multiply_adds, count_parameters, save_network
 from paper import board
-from utils import Damaged, UserError, checked, first_line, json_line, read_json, read_object, say, warn, write_json, written_aside
+from utils import Damaged, UserError, checked, first_line, json_line, read_json, read_rows, say, warn, write_json, written_aside
 from wild.workers import lock
 
 # what a result repeats of the settings; None where a script has no such setting
@@ -39,16 +38,18 @@ class Run:
 
     def _open(self, settings, device, measured):
         """Returns the settings that a resumed run keeps."""
-        config_file = self.folder / 'config.json'
-        if config_file.is_file():
+        config_file, begun = self.folder / 'config.json', is_begun(self.folder)
+        if config_file.is_file() or begun:
             self._lock()
-            check_unused(settings, self.name)
-            if is_begun(self.folder) or any(self.folder.glob('stream/*.npz')):
-                return self._kept(config_file, json.loads(json.dumps(vars(settings))), measured)
+            settings_before(settings, self.name)
+        if config_file.is_file() and (begun or any(self.folder.glob('stream/*.npz'))):
+            return self._kept(config_file, json.loads(json.dumps(vars(settings))), measured)
+        if begun:
+            warn(f'{config_file} is missing: it is written again, with the settings of this command, which can not be compared')
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             # a run that was killed at its very start leaves these two
-            if not config_file.is_file() and not all(p.name == 'lock' or p.suffix == '.partial' for p in self.folder.iterdir()):
+            if not (begun or config_file.is_file() or all(p.name == 'lock' or p.suffix == '.partial' for p in self.folder.iterdir())):
                 raise UserError(f'{self.folder} exists and holds no run: move it away, or give --run NAME for another folder')
             self._lock()
             write_json(config_file, {'settings': vars(settings), **origin(device)})
@@ -57,10 +58,8 @@ class Run:
         return {}
 
     def _kept(self, config_file, new, measured):
-        config = read_json(config_file)
-        old = config.get('settings', config.get('args'))  # args: as it was called until November 2026
-        if not isinstance(old, dict):
-            raise UserError(f'{config_file} is damaged, it holds no settings: give --run NAME for another folder')
+        config = read_config(config_file)
+        old = config['settings']
         compared = old.keys() & new.keys() - MAY_CHANGE - set(measured)
         changed = sorted(key for key in compared if old[key] != new[key])
         if changed and is_longer(old, new, changed):
@@ -96,6 +95,8 @@ class Run:
             return False
         if late:
             warn(f'{self.folder} has no saved state any more, so it is not exported: {late}')
+        if distributed.rank() == 0:
+            board.write_end(self)
         print_result(result)
         return True
 
@@ -127,15 +128,10 @@ class Run:
         self.saved, self.saving = time.monotonic(), 0.0  # when, and how many seconds that took
         last, metrics = self._saved(), self.folder / 'metrics.jsonl'
         if not last:
-            distributed.on_first(metrics.unlink, True)
+            distributed.on_first(self._begin_again, metrics)
             stops.hold(self._pause)
             return
-        for name, value in self.state.items():
-            if hasattr(value, 'load_state_dict'):
-                value.load_state_dict(last[name])
-            else:
-                with torch.no_grad():
-                    value.copy_(last[name])
+        self._restore(last)
         self.top1, self.best, self.before, self.epoch, self.step = (last[k] for k in ('top1', 'best', 'seconds', 'epoch', 'step'))
         self.good = self.step
         if inside := last.get('inside'):
@@ -145,6 +141,27 @@ class Run:
         say(f'resumed {self.folder} after epoch {self.epoch}' + (f' and {self.done} steps' if self.done else ''))
         if self.epoch < self.settings.epochs:
             stops.hold(self._pause)
+
+    def _begin_again(self, metrics):
+        """Where nothing was saved. Raises UserError where there is a result, which must not be lost."""
+        if (self.folder / 'result.json').is_file():
+            raise UserError(f'{self.folder} has a result, but no saved state ({" or ".join(SAVED)}) to go on from: give --run NAME for '
+                            'another folder')
+        if metrics.is_file():
+            say(f'nothing was saved in {self.folder}: the training begins at its first epoch')
+        metrics.unlink(True)
+
+    def _restore(self, last):
+        try:
+            for name, value in self.state.items():
+                if hasattr(value, 'load_state_dict'):
+                    value.load_state_dict(last[name])
+                else:
+                    with torch.no_grad():
+                        value.copy_(last[name])
+        except (LookupError, RuntimeError, TypeError, ValueError) as e:
+            raise UserError(f'{self.folder} has the saved state of another network or optimizer ({" ".join(str(e).split()):.200}): restore '
+                            'its code, or give --run NAME for another folder') from None
 
     def _states(self):
         """The files of saved states, the newest first."""
@@ -163,14 +180,9 @@ class Run:
 
     def _keep_rows(self, metrics, epochs):
         """Takes off the rows after so many epochs, which were written before a kill, and those that are damaged."""
-        rows = []
-        for line in metrics.read_bytes().splitlines(keepends=True)[:epochs] if metrics.is_file() else ():
-            with contextlib.suppress(Damaged):
-                rows.append(read_object(line, metrics) and line.decode())
-        if len(rows) < epochs:
-            warn(f'{metrics} is damaged: {epochs - len(rows)} of its {epochs} rows are lost')
+        rows = [row for row in read_rows(metrics, epochs) if row.get('epoch', 0) <= epochs]
         with written_aside(metrics, 'w') as file:
-            file.write(''.join(rows))
+            file.writelines(json_line(row).decode() for row in rows)
 
     def epochs(self):
         """The numbers, from 1, of the epochs that are left, first the one that was stopped in its middle."""
@@ -269,6 +281,9 @@ class Run:
         if before := self.exported:  # a result of the same student
             old, new = before.get('export') or {}, result['export']
             result |= {'seconds': before['seconds'], 'export': {**old, **new, 'cost': old.get('cost', {}) | new['cost']}}
+        for file in self.folder.glob('student.*'):
+            if (name := file.suffix[1:]) not in ('pt', 'partial', *(result.get('export') or {})):
+                warn(f'{file} is an export of the student before this training went on: --resume with --export {name} writes it again')
         write_json(self.folder / 'result.json', result)
         board.write_end(self)
         print_result(result)

@@ -83,6 +83,7 @@ def _code_of(main, leave):
     try:
         code = main()
         leave()
+        sys.stdout.flush()  # Python's own at its end would fail with a traceback
         return code
     except UserError as e:
         local = isinstance(e, LocalError)
@@ -127,8 +128,11 @@ def interrupted(error):
 
 
 def expand_home(args):
-    """The parsed arguments with ~ as the home folder, which a shell leaves alone in --flag=~/folder."""
+    """The parsed arguments with ~ as the home folder, which a shell leaves alone in --flag=~/folder. Raises UserError for an empty value,
+    which would count as not given."""
     for key, value in vars(args).items():
+        if value == '' or (isinstance(value, list) and '' in value):
+            raise UserError(f"--{key} has an empty value, such as of a shell's variable that is not set: give one, or leave the flag out")
         if isinstance(value, str):
             setattr(args, key, os.path.expanduser(value))
         elif isinstance(value, list):
@@ -200,11 +204,6 @@ def written_aside(path, mode='wb', previous=None, **kw):
                         'before is as it was') from None
 
 
-def remove(files):
-    for file in files:
-        file.unlink(missing_ok=True)
-
-
 def checksum(file, count=None):
     """Of the next `count` bytes of a binary file, or of all that follow. 1.2 GB a second, measured on one core."""
     crc, left = 0, count
@@ -221,15 +220,6 @@ def checked(path, must=False):
     with open(path, 'rb') as file:
         content_size(file, path, must)
     return path
-
-
-def read_seal(path, must=False):
-    """The last bytes of a file, which hold its checksum. Raises Damaged where it has fewer and `must`."""
-    with open(path, 'rb') as file:
-        file.seek(max(0, file.seek(0, os.SEEK_END) - len(SEAL % 0)))
-        if len(end := file.read()) < len(SEAL % 0) and must:
-            raise Damaged(f'{path} is damaged: its end is missing')
-        return end
 
 
 def content_size(file, name, must=False):
@@ -274,6 +264,17 @@ def read_json(path):
 def read_json_lines(path):
     """The JSON objects of a file, one a line; none where there is no file. Raises Damaged for a line that holds none."""
     return _read_objects(path, iter) if Path(path).is_file() else []
+
+
+def read_rows(path, count=0):
+    """As read_json_lines, of a run's log: without damaged lines, of which it warns. count: how many there should be at least."""
+    lines, rows = Path(path).read_bytes().splitlines() if Path(path).is_file() else [], []
+    for line in lines:
+        with contextlib.suppress(Damaged):
+            rows.append(read_object(line, path))
+    if lost := max(count, len(lines)) - len(rows):
+        warn(f'{path} is damaged: {lost} of its {max(count, len(lines))} rows are lost')
+    return rows
 
 
 def read_object(data, name):

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 import distributed
-from utils import UserError, read_json
+from utils import Damaged, UserError, read_json
 
 SAVED = ('last.pt', 'previous.pt')  # the state at the last save, and at the one before
 
@@ -26,14 +26,27 @@ def is_begun(folder):
     return any((folder / name).is_file() for name in (*SAVED, 'selection.npz', 'result.json'))
 
 
-def check_unused(settings, name):
-    """Raises UserError for a run's folder that holds another run, where this one is not to go on with it."""
+def settings_before(settings, name):
+    """The settings of the run that this one goes on with; {} for none. Raises UserError for a folder that holds another run."""
     folder = folder_of(settings, name)
     config = folder / 'config.json'
-    if config.is_file() and is_begun(folder) and not (settings.resume or is_started_again(config)):
+    if is_begun(folder) and not (settings.resume or is_started_again(config)):
         raise UserError(f'{folder} is in use: add --resume to go on with it, or --run NAME for another folder')
+    return read_config(config)['settings'] if is_begun(folder) and config.is_file() else {}
 
 
 def is_started_again(config_file):
     """Whether torchrun started this process after it, or another one, ended early in this run: that goes on without --resume."""
-    return os.environ.get('TORCHELASTIC_RESTART_COUNT', '0') != '0' and read_json(config_file).get('torchrun') == distributed.torchrun()
+    again = os.environ.get('TORCHELASTIC_RESTART_COUNT', '0') != '0' and config_file.is_file()
+    return again and read_config(config_file).get('torchrun') == distributed.torchrun()
+
+
+def read_config(file):
+    """What a run's config.json holds, with its settings. Raises UserError where it is damaged."""
+    try:
+        config = read_json(file)
+        config['settings'] = dict(config.get('settings') or config['args'])  # args: as they were called until November 2026
+        return config
+    except (Damaged, LookupError, TypeError, ValueError):
+        raise UserError(f'{file} is damaged: delete it, and --resume writes it again with the settings of your command, or give --run NAME '
+                        'for another folder') from None

@@ -107,7 +107,8 @@ def farewell(number, where=''):
     again = shlex.join(['python', *words, *sys.argv[1:], *resume]) if alone else 'the same torchrun command, with --resume'
     why = '--max_minutes are over' if number == ALARM else f'stopped by {signal.Signals(number).name}'
     if alone or os.environ.get('RANK', '0') == '0':
-        print(f'{name}: {why}{where}; to go on: {again}', file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):  # a terminal that was closed
+            print(f'{name}: {why}{where}; to go on: {again}', file=sys.stderr, flush=True)
     return 0 if number == ALARM else 128 + number
 
 

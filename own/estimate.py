@@ -7,7 +7,7 @@ import distributed
 from data import Split
 from selection import BATCH, Rule, image_digest, scores_of, select
 from training import rng
-from utils import read_json, say, write_json
+from utils import Damaged, read_json, say, warn, write_json
 from wild.pool import open_stream
 
 SAMPLE = 2000  # wild images that the accuracy is estimated from
@@ -51,11 +51,20 @@ def unseen_of_stream(chosen, wild):
 def estimated_accuracy(folder, pool, wild, teacher):
     """That of `estimate`, which is kept in the run's folder: the pool may have more images when the run goes on."""
     file = folder / 'estimate.json'
-    kept = distributed.on_first(lambda: read_json(file) if file.is_file() else {})
+    kept = distributed.on_first(read_estimate, file)
     value = kept.get('teacher_acc') or estimate(pool, wild, teacher)
     if distributed.rank() == 0 and not kept:
         write_json(file, {'teacher_acc': value})
     return value
+
+
+def read_estimate(file):
+    """What an earlier sitting kept; {} for nothing."""
+    try:
+        return read_json(file) if file.is_file() else {}
+    except Damaged:
+        warn(f"{file} is damaged: the teacher's accuracy is estimated again")
+        return {}
 
 
 def estimate(pool, wild, teacher):

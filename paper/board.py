@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from utils import UserError, read_json_lines
+from utils import UserError, read_rows
 
 
 def check_packages():
@@ -42,7 +42,7 @@ def begin(folder):
     for file in folder.glob('events.out.tfevents.*'):
         file.unlink()
     writer = SummaryWriter(folder, purge_step=0)  # a TensorBoard that is open forgets what it read before
-    for row in read_json_lines(folder / 'metrics.jsonl'):
+    for row in read_rows(folder / 'metrics.jsonl'):
         add_scalars(writer, row)
     if (folder / 'selection.npz').exists():
         with np.load(folder / 'selection.npz', allow_pickle=False) as kept:

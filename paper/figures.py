@@ -1,13 +1,15 @@
 """The report's figures. Each function draws rows (paper.results.Entry) or `run`, which find_run chose among them."""
 
 import itertools
+import warnings
+import zipfile
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
 from paper.fits import LAST, curve, fit_of_ends, fit_of_last
-from utils import checked, harmless, warn, written_aside
+from utils import Damaged, checked, harmless, warn, written_aside
 
 COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000', '#999999')
 STYLES = ('-', '--', ':', '-.', (0, (8, 2)), (0, (3, 1, 1, 1, 1, 1)))
@@ -27,7 +29,14 @@ def find_run(rows, file):
 
 def arrays_of(run, name):
     """Of one of the run's .npz or .npy files. Raises Damaged where it is not as it was written."""
-    return np.load(checked(run.file(name)), allow_pickle=False)
+    try:
+        return np.load(checked(run.file(name)), allow_pickle=False)
+    except (EOFError, ValueError, zipfile.BadZipFile, Damaged):
+        raise damaged(run.file(name)) from None
+
+
+def damaged(file):
+    return Damaged(f'{file} is damaged: delete it, and what it shows is left out, or train that run again')
 
 
 def points(run, key):
@@ -169,9 +178,7 @@ def draw_histogram(fig, rows, _):
     for entry in rows:
         run = find_run([entry], 'selection.csv')
         if run:
-            with run.file('selection.csv').open(encoding='utf-8', errors='surrogateescape') as file:  # image, noise, pseudo_label, chosen
-                labels, chosen = np.loadtxt(file, int, comments=None, delimiter=',', quotechar='"', skiprows=1, usecols=(2, 3)).T
-            panels[entry.row.name] = np.bincount(labels, chosen)
+            panels[entry.row.name] = np.bincount(*labels_of(run.file('selection.csv')))
     classes, lines = max(map(len, panels.values())), -(-len(panels) // 3)
     axes = fig.subplots(lines, min(3, len(panels)), sharey=True, squeeze=False).flatten()
     fig.set_size_inches(max(6, 3.7 * min(3, len(panels))), 0.6 + 2.7 * lines)
@@ -183,6 +190,17 @@ def draw_histogram(fig, rows, _):
         axis.grid(axis='y', alpha=0.3)
     for axis in axes[len(panels):]:
         axis.axis('off')
+
+
+def labels_of(path):
+    """Of a selection.csv: every image's pseudo-label, and 1 where it is chosen, else 0."""
+    try:
+        with path.open(encoding='utf-8', errors='surrogateescape') as file, warnings.catch_warnings():  # image, noise, pseudo_label, chosen
+            warnings.simplefilter('error')  # of an empty file
+            labels, chosen = np.loadtxt(file, int, comments=None, delimiter=',', quotechar='"', skiprows=1, usecols=(2, 3)).T
+            return labels, chosen
+    except (UserWarning, ValueError):
+        raise damaged(path) from None
 
 
 def draw_adaptation(fig, rows, run):

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from paper.fits import LAST
 from paper.rows import FIRST, ROWS, Row
-from utils import UserError, first_line, read_json, read_json_lines, warn, written_aside
+from utils import UserError, first_line, read_json, read_json_lines, read_rows, warn, written_aside
 
 METHODS = ('teacher', 'student', 'kd', 'dafl', 'dfad', 'pu-compression', 'inverted', 'dfnd')
 NUMBERS = ('top1', 'top1_best', 'teacher_top1', 'seconds', 'seed', 'params', 'flops')  # of a result; each may be null
@@ -54,11 +54,26 @@ def is_number(value):
 def read_run(folder):
     """The run of a folder, finished or not. Its row is the folder's name without -s<seed>."""
     config, result = (read_json(file) if file.exists() else {} for file in (folder / 'config.json', folder / 'result.json'))
-    curve = read_json_lines(folder / 'metrics.jsonl')
+    curve = read_rows(folder / 'metrics.jsonl')
     result = result or result_so_far(folder, config, curve)
     origin = {key: value for key, value in config.items() if key not in ('settings', 'args')}  # command, commit, versions, hardware
     return Run({'row': re.sub(r'-s-?\d+$', '', folder.name), 'seed': result.get('seed'), 'settings': settings_of(config), **origin,
                 'result': result, 'curve': curve}, f'{folder}/result.json', folder)
+
+
+def read_folders(folders):
+    """The runs of those folders that hold one; of another it warns, or raises its UserError where none does."""
+    runs, wrong = [], {}
+    for folder in folders:
+        try:
+            runs.append(read_run(folder))
+        except UserError as e:
+            wrong[folder] = e
+    for folder, error in wrong.items():
+        if not runs:
+            raise error
+        warn(f'{folder} left out: {error}')
+    return runs
 
 
 def result_so_far(folder, config, curve):
@@ -73,8 +88,11 @@ def result_so_far(folder, config, curve):
 
 
 def settings_of(config):
-    """The settings in a config.json; they were called 'args' until November 2026."""
-    return config.get('settings') or config.get('args') or {}
+    """The settings in a config.json; they were called 'args' until November 2026. Raises UserError where they are no object."""
+    settings = config.get('settings') or config.get('args') or {}
+    if not isinstance(settings, dict):
+        raise UserError(f'config.json holds settings={settings!r:.40}, expected an object: train that run again')
+    return settings
 
 
 def read_published(file):
@@ -134,13 +152,14 @@ def load_runs(path, unfinished=False):
     without a result.json, too, after the others of their row.
 
     A run is left out, with a warning, where another of its row has its seed or was told something else: their mean would mean
-    nothing. Raises UserError where there is no finished run or one can't be used.
+    nothing; so is a folder that is damaged or of another program, beside others. Raises UserError where there is no finished run, or one
+    of a published file can't be used.
     """
     if not path.exists():
         raise UserError(f'{path} does not exist, expected a folder of runs or a published file: train first, or give another --runs')
     folders = sorted({file.parent for name in ('config.json', 'result.json') for file in path.rglob(name)})
     done = [folder for folder in folders if unfinished or (folder / 'result.json').exists()]
-    found = [read_run(folder) for folder in done] if path.is_dir() else read_published(path)
+    found = read_folders(done) if path.is_dir() else read_published(path)
     if len(done) < len(folders):
         warn(f'{len(folders) - len(done)} unfinished run(s) in {path} left out (no result.json): --resume finishes one')
     if not found:

@@ -27,7 +27,7 @@ from losses import disagreement, statistics_loss, total_variation
 from own.student import run_name
 from own.teacher import Wanted, load_teacher
 from runs import Run, print_result
-from utils import UserError, progress, read_json_lines, say, write_json, written_aside
+from utils import UserError, progress, read_rows, say, write_json, written_aside
 
 
 def parse():
@@ -141,7 +141,7 @@ def main():
     for epoch in run.epochs():
         targets = invert(epoch, run, teacher, student, statistics, (images, optimizer))
         run.end_epoch((None, None), keep_images(run.folder / 'images', images, targets, teacher, (epoch - 1) * s.batch_size))
-    agreement = mean(row['agreement'] for row in read_json_lines(run.folder / 'metrics.jsonl'))  # of all images
+    agreement = mean(row['agreement'] for row in read_rows(run.folder / 'metrics.jsonl'))  # of all images
     result = run.result('inverted', top1=None, top1_best=None, agreement=agreement, images=s.epochs * s.batch_size)
     write_json(run.folder / 'result.json', result)
     print_result(result)

@@ -4,6 +4,7 @@ import argparse
 from types import SimpleNamespace
 
 import pytest
+from images import error_of
 
 import arguments
 from arguments import at_least, count_of, name_in
@@ -40,6 +41,16 @@ def test_help_names_the_defaults_that_there_are(capsys):
     assert 'how many (default: 7)' in text and 'where' in text and 'None' not in text
 
 
+@pytest.mark.parametrize('words, named', [
+    (['--teacher_dir', ''], '--teacher_dir'), (['--wild', 'a', ''], '--wild'), (['--no-export_normalise'], '--export')])
+def test_a_value_that_is_empty_or_has_no_effect_is_told(words, named):
+    p = parser()
+    arguments.add_student_arguments(p)
+    p.add_argument('--wild', nargs='+')
+    assert named in error_of(p.parse_args, words)
+    assert not p.parse_args(['--no-export_normalise', '--export', 'onnx']).export_normalise
+
+
 @pytest.mark.parametrize('text, count', [('7', 7), ('47%', '47%'), ('12.50%', '12.5%'), ('100%', '100%')])
 def test_a_count_is_a_number_or_a_share(text, count):
     assert count_of(text) == count
@@ -65,3 +76,12 @@ def test_settings_are_recipe_then_flags_zero_and_false_too_then_what_follows_fro
     assert recipe['epochs'] == 10 and vars(settings.replace(lr=1)) == vars(settings) | {'lr': 1}
     with pytest.raises(AttributeError, match='lr'):
         settings.lr = 2
+
+
+@pytest.mark.parametrize('flip, augment, wrong', [(True, False, True), (True, True, False), (False, False, False), (None, False, False)])
+def test_a_flip_without_augmentation_is_told(flip, augment, wrong):
+    args = SimpleNamespace(flip=flip, augment=None)
+    if wrong:
+        assert '--flip' in error_of(arguments.settle, args, {'augment': augment}, flip=True)
+    else:
+        assert arguments.settle(args, {'augment': augment}, flip=True).augment == augment

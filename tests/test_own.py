@@ -825,6 +825,8 @@ def test_an_estimate_is_made_once_for_a_run(repo, tmp_path, monkeypatch):
     made = Mock(side_effect=[0.8, 0.7])
     monkeypatch.setattr(estimate, 'estimate', made)
     assert [estimate.estimated_accuracy(tmp_path, None, None, None) for _ in range(2)] == [0.8, 0.8] and made.call_count == 1
+    (tmp_path / 'estimate.json').write_text('{"teacher_')
+    assert [estimate.estimated_accuracy(tmp_path, None, None, None) for _ in range(2)] == [0.8, 0.8] and made.call_count == 2
 
 
 def test_dafl_takes_a_network_of_others_and_refuses_a_black_box(repo, tmp_path):

@@ -121,7 +121,7 @@ def test_names_from_data_are_shown_and_never_obeyed(tmp_path, page):
     assert not re.search('[\x00-\x09\x0b-\x1f\u202e]', seen.text)
 
 
-@pytest.mark.parametrize('name', ['metrics.jsonl', 'selection.npz', 'thumbnails.npz', 'adaptation.npy'])
+@pytest.mark.parametrize('name', ['selection.npz', 'thumbnails.npz', 'adaptation.npy'])
 def test_a_damaged_file_of_a_run_is_one_line(tmp_path, capsys, call_main, name):
     add_files(folder := make_run(tmp_path / 'runs', 'a-s0'), classes=10)
     data = (folder / name).read_bytes()

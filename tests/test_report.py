@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import os
 import re
 import subprocess
 import sys
@@ -362,6 +363,7 @@ def test_wrong_markers_are_one_line(tmp_path, report, lines, words):
     (('--check', '--rows', 'a'), ('--rows', '--check')),
     (('--check', '--runs', 'odd'), ('--runs', '--check')),
     (('--html', '--rows', 'a'), ('--rows', '--html')),
+    (('--pools', '--study', 'a'), ('--study', '--pools')),
     (('--html', '--runs', 'fine', '--out', 'list.jsonl'), ('list.jsonl', 'can not be written', '--out')),
     (('--readme', 'nowhere.md'), ('nowhere.md', 'not a file')),
     (('--runs', 'fine', '--out', 'list.jsonl'), ('list.jsonl', 'can not be written', '--out'))])
@@ -474,11 +476,33 @@ def test_the_budgets_table(tmp_path, report):
     assert end == ['3,600', '85.00', '3', '0.50 ± 0.00', '86.5 (86.5 to 86.5)', '87.5 (87.5 to 87.5)', '94.02']
 
 
-@pytest.mark.parametrize('name', ['metrics.jsonl', 'selection.csv', 'thumbnails.npz', 'adaptation.npy'])
-def test_a_damaged_file_of_a_run_is_one_line(tmp_path, report, name):
+@pytest.mark.parametrize('content', ['{"epoch": 1, "st\n1\n', ''])
+@pytest.mark.parametrize('name', ['selection.csv', 'thumbnails.npz', 'adaptation.npy'])
+def test_a_damaged_file_of_a_run_is_one_line(tmp_path, report, name, content):
     pytest.importorskip('matplotlib')
-    (make_run(tmp_path / 'runs', 'dfnd-s0') / name).write_text('{"epoch": 1, "st\n1\n')
-    assert 'error: ' in (line := report(code=2)[1].splitlines()[-1]) and 'damaged' in line
+    (file := make_run(tmp_path / 'runs', 'dfnd-s0') / name).write_text(content)
+    assert 'error: ' in (line := report(code=2)[1].splitlines()[-1]) and f'{file.relative_to(tmp_path)} is damaged' in line
+    file.unlink()
+    report()
+
+
+def test_damaged_rows_of_a_runs_log_are_left_out(tmp_path, report):
+    for name in ('dfnd-s0', 'dfnd-s1'):
+        (make_run(tmp_path / 'runs', name) / 'metrics.jsonl').write_text('{"epoch": 1, "st\n{"epoch": 2, "step": 9}\n')
+    out, err = report('--no_figures')
+    assert '95.00 ± 0.00' in out and err.count('1 of its 2 rows are lost') == 2
+    assert load_runs(tmp_path / 'runs')['mnist5k']['dfnd'][0].curve == [{'epoch': 2, 'step': 9}]
+
+
+@pytest.mark.parametrize('name, content', [
+    ('config.json', '{"settings": 5}'), ('config.json', '{"sett'), ('result.json', '{"method": "x"}'), ('result.json', '[]'),
+    ('result.json', '')])
+def test_a_folder_that_is_damaged_or_anothers_is_left_out(tmp_path, report, name, content):
+    make_run(tmp_path / 'runs', 'dfnd-s0')
+    (make_run(tmp_path / 'runs', 'dfnd-s1') / name).write_text(content)
+    out, err = report('--no_figures')
+    assert '| 95.00 |' in out and 'runs/dfnd-s1 left out' in err
+    assert_one_line(report('--runs', 'runs/dfnd-s1', '--no_figures', code=2)[1], 'error: ')
 
 
 def test_the_run_that_is_shown(tmp_path):
@@ -517,3 +541,17 @@ def test_the_benchmarks_tables_are_built_from_their_json_in_docs_too(tmp_path, r
     report('--check')
     file.write_text(json.dumps(dict(speed=speed, scale=dict(images=[30, 300], rows={}))))
     assert 'docs/scale.md' in report('--check', code=1)[1]
+
+
+@pytest.mark.parametrize('words', [('report.py', '--no_figures'), ('reproduce.py', 'table1', '--dry_run')])
+def test_a_stdout_that_fails(tmp_path, words):
+    make_run(tmp_path / 'runs', 'teacher-s0', 'teacher')
+    with open('/dev/full', 'w') as full:
+        done = subprocess.run([sys.executable, ROOT / words[0], *words[1:]], cwd=tmp_path, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert_one_line(done.stderr, 'free space')
+    assert done.returncode == 2
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run([sys.executable, ROOT / words[0], *words[1:]], cwd=tmp_path, stdout=write, stderr=subprocess.PIPE)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, b'')

@@ -75,6 +75,14 @@ def test_a_damaged_config_is_told(content, tmp_path):
     assert 'config.json is damaged' in error_of(open_run, tmp_path, resume=True)
 
 
+def test_a_config_that_was_deleted_is_written_again_by_resume(tmp_path, capsys):
+    (open_begun(tmp_path).folder / 'config.json').unlink()
+    run = open_run(tmp_path, resume=True, lr=0.2)
+    assert config_of(run)['settings']['lr'] == 0.2 and 'config.json is missing' in capsys.readouterr().err
+    (run.folder / 'config.json').unlink()
+    assert '--resume' in error_of(open_run, tmp_path)
+
+
 @pytest.mark.parametrize('error', [OSError(errno.ENOLCK, 'No locks available'), NotImplementedError('flock is not implemented')])
 def test_a_file_system_without_locks_will_do(error, tmp_path, monkeypatch):
     def refuse(*_):
@@ -231,6 +239,44 @@ def test_resume_restores_network_optimisers_and_tensor_bit_by_bit(tmp_path):
     assert all(torch.equal(v, net2.state_dict()[k]) for k, v in net.state_dict().items())
 
 
+def test_the_saved_state_of_another_network_is_told(tmp_path):
+    run = open_run(tmp_path)
+    start(run)
+    end_epoch(run, 50.0)
+    again, other = open_run(tmp_path, resume=True), build('resnet18', 16, 10, 1)
+    facts = MNIST.facts('MNIST', 'resnet18', 16)
+    for net, state, part in ((other, {}, 'size mismatch'), (build('resnet18', 8, 10, 1), {'scaler': torch.zeros(1)}, 'scaler')):
+        text = error_of(again.start, 'student', net, facts, **state)
+        assert part in text and str(run.folder) in text and '--run NAME' in text
+
+
+def test_a_result_without_a_saved_state_is_never_lost(tmp_path, capsys):
+    run = open_run(tmp_path, schedule='constant')
+    start(run)
+    end_epoch(run, 50.0)
+    rows = rows_of(run)
+    for saved in run.folder.glob('*.pt'):
+        saved.unlink()
+    write_json(run.folder / 'result.json', {'epochs': 9})
+    again = open_run(tmp_path, resume=True, schedule='constant', epochs=12)
+    assert not again.finished() and 'no saved state' in error_of(start, again) and rows_of(run) == rows
+    (run.folder / 'result.json').unlink()
+    (run.folder / 'selection.npz').touch()
+    assert start(open_run(tmp_path, resume=True, schedule='constant', epochs=12))[2:] == (0, 0) and rows_of(run) == []
+    assert 'begins at its first epoch' in capsys.readouterr().out
+
+
+def test_the_export_of_a_shorter_run_is_told(tmp_path, capsys):
+    run = open_run(tmp_path)
+    start(run)
+    for name in ('student.onnx', 'student.pt2'):
+        (run.folder / name).touch()
+    end_epoch(run, 50.0)
+    run.finish('test', export={'onnx': {'file': 'student.onnx'}, 'cost': {}})
+    said = capsys.readouterr().err
+    assert 'student.pt2 is an export of the student before' in said and 'student.onnx' not in said
+
+
 def test_a_run_saves_so_often_and_for_no_more_than_a_fiftieth_of_its_time(tmp_path, monkeypatch):
     """By a clock that a step moves on by a second, and a save by three."""
     run, clock, saves = open_run(tmp_path, save_minutes=1), [0.0], []
@@ -269,6 +315,18 @@ def test_a_stop_inside_an_epoch_keeps_the_place_and_the_means(stopped, tmp_path,
     for loss in losses:
         whole.add(8, 1.0, loss=loss)
     assert again.means.read() == whole.read() and again.means.count == whole.count
+
+
+def test_a_lost_row_brings_no_row_back_that_the_saved_state_does_not_know(tmp_path):
+    run = open_run(tmp_path)
+    start(run)
+    for _ in range(3):
+        run.saving = 0.0
+        end_epoch(run, 50.0)
+    first, _, third = (run.folder / 'metrics.jsonl').read_text().splitlines(keepends=True)
+    (run.folder / 'metrics.jsonl').write_text(first + third + json.dumps({'epoch': 4}) + '\n')
+    start(again := open_run(tmp_path, resume=True))
+    assert [row['epoch'] for row in rows_of(again)] == [1, 3]
 
 
 @pytest.mark.parametrize('extra', [json.dumps({'epoch': 3}) + '\n', '{"epoch": 3, "st', ''])

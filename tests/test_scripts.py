@@ -135,12 +135,23 @@ def test_more_steps_are_taken_where_the_recipe_chose_the_number_of_images(digits
 
 def test_half_of_a_pool_that_gained_an_image_is_the_half_of_before(digits):
     shutil.copytree(digits / 'wild', digits / 'gains')
-    words = ('--dataset', 'mnist5k', '--wild', 'gains', '--recipe', 'corrected', '--epochs', 1, '--run', 'gains')
+    words = ('--dataset', 'mnist5k', '--wild', 'gains', '--recipe', 'corrected', '--epochs', 1, '--batch_size', 50, '--run', 'gains',
+             '--schedule', 'constant')
     first = result(run('DFND-train.py', *words, '--score_only', cwd=digits))
     for i in range(4):
         shutil.copy(digits / 'wild/0.png', digits / f'gains/zz{i}.png')
     r = result(run('DFND-train.py', *words, '--resume', cwd=digits))
-    assert r['num_select'] == first['num_select'] == 150 and r['top1'] is not None
+    assert r['num_select'] == first['num_select'] == 150 and r['top1'] is not None  # half of 304 would be four batches
+    r = result(run('DFND-train.py', *words, '--epochs', 2, '--resume', cwd=digits))
+    assert (r['num_select'], r['epochs'], r['steps']) == (150, 2, 6)
+
+
+def test_all_of_a_pool_that_gained_an_image_is_all_of_before(digits):
+    shutil.copytree(digits / 'wild', digits / 'more')
+    words = ('--dataset', 'mnist5k', '--wild', 'more', '--select', 'all', '--steps', 2, '--run', 'more')
+    run('DFND-train.py', *words, '--score_only', cwd=digits)
+    shutil.copy(digits / 'wild/0.png', digits / 'more/zz.png')
+    assert result(run('DFND-train.py', *words, '--resume', cwd=digits))['num_select'] == 300
 
 
 def test_a_name_that_is_in_use_is_told_before_the_pool_is_decoded(digits, monkeypatch):

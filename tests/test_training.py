@@ -87,10 +87,23 @@ def test_a_device_that_is_not_there_is_told(name):
 @pytest.mark.parametrize('name, rank, part', [('mps', 0, 'mps'), ('cuda', 2, '--nproc_per_node')])
 def test_more_processes_than_the_device_takes_are_told(monkeypatch, name, rank, part):
     monkeypatch.setenv('WORLD_SIZE', '3')
-    monkeypatch.setenv('LOCAL_RANK', str(rank))
+    for other, value in {'RANK': '0', 'LOCAL_RANK': str(rank), 'MASTER_ADDR': 'localhost', 'MASTER_PORT': '1'}.items():
+        monkeypatch.setenv(other, value)
     monkeypatch.setattr(torch, 'zeros', lambda *a, **k: None)  # as if it were there
     monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
     assert part in error_of(pick_device, name)
+
+
+@pytest.mark.parametrize('number, rank, part', [('4', None, 'no RANK'), ('4', '1', 'no LOCAL_RANK'), ('two', '0', 'no number')])
+def test_an_environment_that_torchrun_did_not_set_is_told(monkeypatch, number, rank, part):
+    monkeypatch.setenv('WORLD_SIZE', number)
+    for name in ('RANK', 'LOCAL_RANK', 'MASTER_ADDR', 'MASTER_PORT'):
+        if rank is None or (part == 'no LOCAL_RANK' and name == 'LOCAL_RANK'):
+            monkeypatch.delenv(name, raising=False)
+        else:
+            monkeypatch.setenv(name, rank)
+    text = error_of(pick_device, 'cpu')
+    assert part in text and f'WORLD_SIZE={number}' in text and 'torchrun' in text
 
 
 def test_the_cpu_is_always_there(monkeypatch):

@@ -18,12 +18,11 @@ from utils import (
     first_line,
     progress,
     read_json,
-    remove,
     say,
     warn,
     write_json,
 )
-from wild.parts import Part, read_names, read_skipped, save_part, write_skipped
+from wild.parts import Part, read_names, read_skipped, remove, save_part, write_skipped
 from wild.pixels import SQUARE, to_array
 from wild.reading import Skip, cut_shard, decode_job, read_file
 from wild.workers import locked, run_jobs

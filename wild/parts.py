@@ -1,11 +1,12 @@
 """A part of a cache or a stream: decoded images, their names and what was skipped beside them, each a file with a checksum."""
 
 import functools
+import os
 
 import numpy as np
 import torch
 
-from utils import Damaged, UserError, checked, json_line, read_checked, read_json_lines, read_seal, written_aside
+from utils import SEAL, Damaged, UserError, checked, json_line, read_checked, read_json_lines, written_aside
 from wild.reading import Skip
 
 MAPPED = 2**15  # parts whose images are mapped at a time: Linux lets a process have 65,530 maps
@@ -48,6 +49,15 @@ def read_names(file, must=True):
     return read_checked(file, must).decode('utf-8', 'surrogateescape').split('\n')[:-1]
 
 
+def read_seal(path, must=False):
+    """The last bytes of a file, which hold its checksum. Raises Damaged where it has fewer and `must`."""
+    with open(path, 'rb') as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - len(SEAL % 0)))
+        if len(end := file.read()) < len(SEAL % 0) and must:
+            raise Damaged(f'{path} is damaged: its end is missing')
+        return end
+
+
 class Part:
     """One file of decoded images, verified when it is first read. count: how many it holds. rebuild: writes the part's files again, where
     one is damaged; see `cached`."""
@@ -86,6 +96,11 @@ class Part:
 
     def names(self):
         return self.verified(read_names, self.file.with_suffix('.txt'))
+
+
+def remove(files):
+    for file in files:
+        file.unlink(missing_ok=True)
 
 
 @functools.lru_cache(MAPPED)

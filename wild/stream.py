@@ -12,9 +12,9 @@ import distributed
 from keep.chosen import UNREADABLE, is_whole, write_selection
 from selection import BATCH, BY_CLASS, Selection, check_teacher, form_of_scores, lowest_first, quota_of, rank_in_class, scores_of, select
 from training import free_memory
-from utils import LocalError, UserError, checked, progress, remove, say, written_aside
+from utils import LocalError, UserError, checked, progress, say, written_aside
 from wild.decode import DECODER, check_away, tell_skipped
-from wild.parts import Part, mapped, read_skipped, save_part, write_skipped
+from wild.parts import Part, mapped, read_skipped, remove, save_part, write_skipped
 from wild.pool import Pool, open_stream
 from wild.reading import Skip
 
