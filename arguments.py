@@ -31,12 +31,14 @@ class Parser(argparse.ArgumentParser):
         super().__init__(description=description, allow_abbrev=False, formatter_class=HelpFormatter)
 
     def parse_args(self, *words):
-        """Raises UserError where --tensorboard lacks its packages, and where a value is empty or has no effect."""
+        """Raises UserError where --tensorboard lacks its packages, and where a value is empty, has no effect, or names no folder."""
         args = expand_home(super().parse_args(*words))
         if self.unless and not args.teacher_dir:
             args.dataset = args.dataset or self.unless
         if not (getattr(args, 'export_normalise', True) or args.export):
             raise UserError('--no-export_normalise is about the exported file, and --export is not given: give both or neither')
+        if any('\udc80' <= letter <= '\udcff' for letter in getattr(args, 'cache_dir', None) or ''):  # torch maps no such file
+            raise UserError(f'--cache_dir {args.cache_dir} is no text in UTF-8: name another folder')
         if getattr(args, 'tensorboard', False):
             check_packages()
         return args

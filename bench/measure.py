@@ -1,6 +1,7 @@
 """How the benchmarks measure: rates in turn, checks that two ways compute the same, what the machine itself reaches (a matrix
 product, a copy, the convolutions alone), and how they end."""
 
+import argparse
 import os
 import statistics
 import subprocess
@@ -124,7 +125,17 @@ def convolution_rate(teacher, student):
 def add_arguments(parser, quick):
     parser.add_argument('--quick', action='store_true', help=quick)
     parser.add_argument('--check', action='store_true', help='exit 1 when a figure falls short of what is needed')
-    parser.add_argument('--out', default='bench.json', metavar='FILE', help='keeps the figures, as results/bench-*.json do')
+    parser.add_argument('--out', type=result_file, default='bench.json', metavar='FILE',
+                        help='keeps the figures, as results/bench-*.json do')
+
+
+def result_file(text):
+    """An argparse type: a path that `finish` can write, told before the minutes that are measured."""
+    if not Path(text).parent.is_dir() or Path(text).is_dir():
+        raise argparse.ArgumentTypeError(f'{text} is in no folder, or is one: name a file')
+    if Path(text).is_file():
+        read_json(text)
+    return text
 
 
 def finish(args, kind, content, table, short):

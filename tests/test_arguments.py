@@ -42,11 +42,13 @@ def test_help_names_the_defaults_that_there_are(capsys):
 
 
 @pytest.mark.parametrize('words, named', [
-    (['--teacher_dir', ''], '--teacher_dir'), (['--wild', 'a', ''], '--wild'), (['--no-export_normalise'], '--export')])
+    (['--teacher_dir', ''], '--teacher_dir'), (['--wild', 'a', ''], '--wild'), (['--no-export_normalise'], '--export'),
+    (['--cache_dir', 'a\udcff'], '--cache_dir')])
 def test_a_value_that_is_empty_or_has_no_effect_is_told(words, named):
     p = parser()
     arguments.add_student_arguments(p)
     p.add_argument('--wild', nargs='+')
+    p.add_argument('--cache_dir')
     assert named in error_of(p.parse_args, words)
     assert not p.parse_args(['--no-export_normalise', '--export', 'onnx']).export_normalise
 

@@ -1,9 +1,13 @@
 """The benchmarks run: not how fast, which is for a quiet machine."""
 
+import argparse
+import re
+
 import pytest
 from scripts import command
 
-from utils import read_json
+from bench.measure import result_file
+from utils import UserError, read_json
 
 ROWS = ['decode', 'load', 'score', 'distil', 'teacher', 'dafl', 'muon', 'selection']
 
@@ -15,6 +19,16 @@ def test_every_row_is_measured(rows, tmp_path):
     assert list(speed['rows']) == rows
     assert all(row['ratio'] > 0 for name, row in speed['rows'].items() if name != 'selection')
     assert [line.split(':')[0] for line in speed['checks']] == [row for row in rows if row not in ('teacher', 'muon')]
+
+
+@pytest.mark.parametrize('name, content', [('no/bench.json', None), ('.', None), ('bench.json', '{"sp')])
+def test_a_file_that_can_not_keep_the_figures_is_told_before_they_are_measured(name, content, tmp_path):
+    file = tmp_path / name
+    if content:
+        file.write_text(content)
+    with pytest.raises((argparse.ArgumentTypeError, UserError), match=re.escape(str(file))):
+        result_file(str(file))
+    assert result_file(str(tmp_path / 'new.json')) == str(tmp_path / 'new.json')
 
 
 @pytest.mark.slow  # nine processes

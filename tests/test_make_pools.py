@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from images import write_images
+from images import error_of, write_images
 from PIL import Image
 from scripts import command
 
@@ -40,6 +40,11 @@ def test_mistakes_are_told_before_anything_is_drawn(tmp_path, monkeypatch, words
     with pytest.raises(UserError, match=part):
         made(monkeypatch, tmp_path / 'out', '--relevant', str(tmp_path), *words)
     assert not (tmp_path / 'out').exists()
+
+
+def test_a_character_that_can_not_be_read_is_named(tmp_path):
+    (tmp_path / 'a.png').write_text('no image')
+    assert 'a.png can not be read' in error_of(make_pools.character, [str(tmp_path / 'a.png')], np.random.default_rng(0), 32)
 
 
 def test_names_that_are_no_utf_8_and_pieces_larger_than_a_photo(tmp_path, monkeypatch):

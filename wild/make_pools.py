@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from utils import UserError, bad_usage, run_script, say, written_aside
+from utils import UserError, bad_usage, first_line, run_script, say, written_aside
 from wild.kinds import SIZE, coloured, noise, page, texture
 from wild.reading import Decoder
 from wild.sources import find_images
@@ -40,8 +40,12 @@ def some(folder, random, count):
 
 
 def character(paths, random, size):
-    """One of them, (size, size) in 0..1."""
-    return np.asarray(Image.open(paths[random.integers(len(paths))]).convert('L').resize((size, size), Image.BILINEAR)) / 255
+    """One of them, (size, size) in 0..1. Raises UserError for one that can't be read."""
+    path = paths[random.integers(len(paths))]
+    try:
+        return np.asarray(Image.open(path).convert('L').resize((size, size), Image.BILINEAR)) / 255
+    except (OSError, ValueError) as e:
+        raise UserError(f'{path} can not be read ({first_line(e)}): take it out of --characters') from None
 
 
 def parse():
