@@ -268,7 +268,7 @@ def read_json_lines(path):
 
 def read_rows(path, count=0):
     """As read_json_lines, of a run's log: without damaged lines, of which it warns. count: how many there should be at least."""
-    lines, rows = Path(path).read_bytes().splitlines() if Path(path).is_file() else [], []
+    lines, rows = Path(path).read_bytes().splitlines(keepends=True) if Path(path).is_file() else [], []
     for line in lines:
         with contextlib.suppress(Damaged):
             rows.append(read_object(line, path))

@@ -53,6 +53,14 @@ def test_the_three_scripts_write_curves_and_pictures(data):
             assert values == [(row['step'], pytest.approx(row[tag], rel=1e-6)) for row in rows if row[tag] is not None], tag
 
 
+def test_a_finished_run_gets_its_curves_later(data):
+    pytest.importorskip('tensorboard')
+    pytest.importorskip('matplotlib')
+    words = ('teacher-train.py', '--dataset', 'folder', '--data', 'data', '--workers', 0, '--epochs', 1, '--arch', 'lenet5', '--run', 'b')
+    done = result(run(*words, cwd=data))
+    assert result(run(*words, '--resume', '--tensorboard', cwd=data)) == done and len(read(data / 'runs/b')[0]['loss']) == 1
+
+
 def test_a_run_that_was_stopped_anywhere_has_each_row_once(tmp_path):
     pytest.importorskip('tensorboard')
     pytest.importorskip('matplotlib')

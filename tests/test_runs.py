@@ -326,7 +326,7 @@ def test_a_lost_row_brings_no_row_back_that_the_saved_state_does_not_know(tmp_pa
     first, _, third = (run.folder / 'metrics.jsonl').read_text().splitlines(keepends=True)
     (run.folder / 'metrics.jsonl').write_text(first + third + json.dumps({'epoch': 4}) + '\n')
     start(again := open_run(tmp_path, resume=True))
-    assert [row['epoch'] for row in rows_of(again)] == [1, 3]
+    assert [row['epoch'] for row in rows_of(again)] == [1, 3] and (run.folder / 'metrics.jsonl').read_text() == first + third
 
 
 @pytest.mark.parametrize('extra', [json.dumps({'epoch': 3}) + '\n', '{"epoch": 3, "st', ''])

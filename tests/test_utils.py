@@ -6,7 +6,21 @@ import pytest
 import torch
 from images import error_of
 
-from utils import LocalError, UserError, first_line, harmless, progress, read_json, read_json_lines, run_script, say, warn, write_json
+from utils import (
+    LocalError,
+    UserError,
+    first_line,
+    harmless,
+    json_line,
+    progress,
+    read_json,
+    read_json_lines,
+    read_rows,
+    run_script,
+    say,
+    warn,
+    write_json,
+)
 
 
 def ended(main, **kw):
@@ -87,6 +101,16 @@ def test_a_write_that_is_killed_leaves_the_old_file(tmp_path):
     with pytest.raises(TypeError):
         write_json(path, {'b': object()})
     assert read_json(path) == {'a': 'ä'}
+
+
+def test_of_a_log_the_rows_that_are_as_they_were_written_are_read(tmp_path, capsys):
+    path = tmp_path / 'metrics.jsonl'
+    assert read_rows(path) == []
+    path.write_bytes(json_line({'a': 1}) + json_line({'a': 2}).replace(b'2', b'3', 1) + b'{"a": 4}\n{"a": 5, "b')
+    assert read_rows(path) == [{'a': 1}, {'a': 4}]  # one row has another checksum, and one no end
+    assert read_rows(path, 6) == read_rows(path)
+    assert [line.split(': ')[2] for line in capsys.readouterr().err.splitlines()] == [
+        f'{lost} of its {count} rows are lost' for lost, count in ((2, 4), (4, 6), (2, 4))]
 
 
 def test_json_lines_are_read_and_damage_is_told(tmp_path):
