@@ -63,6 +63,7 @@ class Run:
         compared = old.keys() & new.keys() - MAY_CHANGE - set(measured)
         changed = sorted(key for key in compared if old[key] != new[key])
         if changed and is_longer(old, new, changed):
+            self._check_result()
             longer = {key: new[key] for key in ('epochs', 'steps') if key in new}  # both, whichever of them was asked for
             write_json(config_file, {**config, 'command': command(), 'settings': {**old, **longer}})
             measured = {*measured} - longer.keys()
@@ -143,13 +144,17 @@ class Run:
             stops.hold(self._pause)
 
     def _begin_again(self, metrics):
-        """Where nothing was saved. Raises UserError where there is a result, which must not be lost."""
-        if (self.folder / 'result.json').is_file():
-            raise UserError(f'{self.folder} has a result, but no saved state ({" or ".join(SAVED)}) to go on from: give --run NAME for '
-                            'another folder')
+        """Where nothing was saved."""
+        self._check_result()
         if metrics.is_file():
             say(f'nothing was saved in {self.folder}: the training begins at its first epoch')
         metrics.unlink(True)
+
+    def _check_result(self):
+        """Raises UserError where there is a result, which must not be lost, and nothing to go on from."""
+        if (self.folder / 'result.json').is_file() and not self._states():
+            raise UserError(f'{self.folder} has a result, but no saved state ({" or ".join(SAVED)}) to go on from: give --run NAME for '
+                            'another folder')
 
     def _restore(self, last):
         try:

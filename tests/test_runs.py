@@ -258,12 +258,19 @@ def test_a_result_without_a_saved_state_is_never_lost(tmp_path, capsys):
     for saved in run.folder.glob('*.pt'):
         saved.unlink()
     write_json(run.folder / 'result.json', {'epochs': 9})
-    again = open_run(tmp_path, resume=True, schedule='constant', epochs=12)
+    assert open_run(tmp_path, resume=True, schedule='constant').finished()
+    (run.folder / 'result.json').write_text('{"epo')
+    again = open_run(tmp_path, resume=True, schedule='constant')
     assert not again.finished() and 'no saved state' in error_of(start, again) and rows_of(run) == rows
     (run.folder / 'result.json').unlink()
     (run.folder / 'selection.npz').touch()
-    assert start(open_run(tmp_path, resume=True, schedule='constant', epochs=12))[2:] == (0, 0) and rows_of(run) == []
+    assert start(open_run(tmp_path, resume=True, schedule='constant'))[2:] == (0, 0) and rows_of(run) == []
     assert 'begins at its first epoch' in capsys.readouterr().out
+    write_json(run.folder / 'result.json', {'epochs': 9})
+    before = (run.folder / 'config.json').read_bytes()
+    OPENED.pop().lock.release()
+    assert 'no saved state' in error_of(open_run, tmp_path, resume=True, schedule='constant', epochs=12)
+    assert (run.folder / 'config.json').read_bytes() == before
 
 
 def test_the_export_of_a_shorter_run_is_told(tmp_path, capsys):
