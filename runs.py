@@ -287,7 +287,7 @@ class Run:
             old, new = before.get('export') or {}, result['export']
             result |= {'seconds': before['seconds'], 'export': {**old, **new, 'cost': old.get('cost', {}) | new['cost']}}
         for file in self.folder.glob('student.*'):
-            if (name := file.suffix[1:]) not in ('pt', 'partial', *(result.get('export') or {})):
+            if (name := file.suffix[1:]) in {'onnx', 'pt2'} - (result.get('export') or {}).keys():
                 warn(f'{file} is an export of the student before this training went on: --resume with --export {name} writes it again')
         write_json(self.folder / 'result.json', result)
         board.write_end(self)
