@@ -22,6 +22,13 @@ WRAPPERS = 'DataParallel', 'DistributedDataParallel', 'OptimizedModule'  # that 
 RESNET_WIDTH = 8  # at least: the backward pass of a 1 x 1 strided convolution of fewer channels crashes oneDNN on CPUs without AVX-512
 
 
+def unwrapped(net):
+    """The network within DataParallel or a compiled one, or itself."""
+    while type(net).__name__ in WRAPPERS:
+        net = next(net.children())
+    return net
+
+
 def resolve_width(arch, width, teacher=None, size=SIZE):
     """The width that `arch` is built with, `width` being the user's or None: for a ResNet that of `teacher`, where it is a ResNet
     too, else 64 as published. size: of its input, where there is no teacher to tell. Raises UserError for a width, or a size, that the
@@ -71,8 +78,7 @@ def save_network(path, net, facts):
     its measured top-1 accuracy in 0..1 or None, and, where they are not `LATER`'s, its input's size and its classes' names. arch: one of
     ARCHS, or the SPEC of another builder (see own/spec.py). Numbers may be NumPy's or torch's, and the network may be within DataParallel
     or compiled. Raises UserError for what could not be read again."""
-    while type(net).__name__ in WRAPPERS:
-        net = next(net.children())
+    net = unwrapped(net)
     state = {k: v.detach().cpu().contiguous() for k, v in net.state_dict().items()}
     facts = {k: as_plain(v) for k, v in {**LATER, **facts}.items() if k in FACTS}
     if wrong := wrong_facts(facts, state):

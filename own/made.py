@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import io
 import re
 import sys
 import warnings
@@ -38,15 +39,22 @@ def digest_of(*parts):
 
 
 def digest_of_state(net):
-    tensors = (tensor.detach().cpu().contiguous().flatten() for tensor in net.state_dict().values())
-    return digest_of(*(tensor.view(torch.uint8).numpy().tobytes() for tensor in tensors))  # NumPy has no bfloat16
+    return digest_of(*map(bytes_of, net.state_dict().values()))
+
+
+def bytes_of(value):
+    """Of an entry of a state dict: a tensor's numbers; of others, such as a quantised layer's, the file that torch makes of them."""
+    if isinstance(value, torch.Tensor) and not value.is_quantized:
+        return value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()  # NumPy has no bfloat16
+    torch.save(value, file := io.BytesIO())
+    return file.getvalue()
 
 
 @contextlib.contextmanager
 def told(spec, folder=None):
     """What a user's code, or a package, raises while it builds a network, is one line. folder: of the user's code, whose imports come from
     there; its resnet.py or utils.py must not be taken for ours or for another user's, so these are out of sight meanwhile."""
-    path, hidden = list(sys.path), {}
+    path, hidden, dtype, grad = list(sys.path), {}, torch.get_default_dtype(), torch.is_grad_enabled()
     if folder:
         files = {k: Path(file) for k, m in sys.modules.items() if k != '__main__' and (file := getattr(m, '__file__', None))}
         folder = folder.resolve()
@@ -62,8 +70,11 @@ def told(spec, folder=None):
     except UserError:
         raise
     except (Exception, SystemExit) as e:
-        raise UserError(f'{spec} could not be built ({plain_line(e)}): call it in Python to see more') from None
+        what = 'name its folder in PYTHONPATH' if isinstance(e, ModuleNotFoundError) else 'call it in Python to see more'
+        raise UserError(f'{spec} could not be built ({plain_line(e)}): {what}') from None
     finally:
+        torch.set_default_dtype(dtype)  # a user's file may set both, for all that follows
+        torch.set_grad_enabled(grad)
         sys.path[:] = path
         sys.modules.update(hidden)
 
@@ -71,8 +82,11 @@ def told(spec, folder=None):
 # ---------------------------------------------------------------- files
 
 
-def static(shape):
-    """(batch, channels, size) of an input's shape (B, C, H, W), each where it is fixed, as facts."""
+def static(path, shape):
+    """(batch, channels, size) of an input's shape (B, C, H, W), each where it is fixed, as facts. Raises UserError for (B, H, W, C)."""
+    if len(shape) == 4 and shape[1] not in (1, 3) and isinstance(shape[1], int) and shape[3] in (1, 3):
+        raise UserError(f'{path} takes images of the shape {tuple(shape[1:])}, whose channels come last: export it with channels first, or '
+                        'permute them in a function of yours, file.py:FUNCTION')
     sides = dict(zip(('batch', 'channels', 'size'), shape))
     return {k: v for k, v in sides.items() if isinstance(v, int) and v > 0} if len(shape) == 4 else {}
 
@@ -80,7 +94,7 @@ def static(shape):
 def from_torchscript(path):
     with told(path), warnings.catch_warnings():
         warnings.simplefilter('ignore')  # that this kind is old
-        net = torch.jit.load(str(path), map_location='cpu').eval()
+        net = torch.jit.load(str(path), map_location='cpu').eval().float()
     return Made(net, 'TorchScript', {}, digest_of(path.read_bytes()))
 
 
@@ -91,7 +105,7 @@ def from_export(path):
                      if node.op == 'placeholder' and node.name in program.graph_signature.user_inputs)
         module = program.module()
     # a function, since a module that is part of another is put into evaluation mode, which this kind refuses; it stays on the CPU
-    facts = static(tuple(n if isinstance(n, int) else None for n in shape))
+    facts = static(path, tuple(n if isinstance(n, int) else None for n in shape))
     if not isinstance(shape[0], int):  # as many images as its range allows, where it ends
         most = program.range_constraints[shape[0].node.expr].upper
         facts |= {'batch': int(most)} if most < 2**20 else {}
@@ -107,16 +121,26 @@ def from_onnx(path):
     with told(path):
         session = runtime.InferenceSession(str(path), options, providers=['CPUExecutionProvider'])
     first, names = session.get_inputs()[0], [output.name for output in session.get_outputs()]
+    dtype = {'tensor(float)': np.float32, 'tensor(float16)': np.float16, 'tensor(double)': np.float64}.get(first.type)
+    if not dtype:
+        raise UserError(f'{path} takes a {first.type}, where normalised images, in numbers of floating point, are expected: export it '
+                        'without what comes before them')
 
     def call(x):
-        outputs = session.run(None, {first.name: x.cpu().numpy().astype(np.float16 if 'float16' in first.type else np.float32)})
+        outputs = session.run(None, {first.name: x.cpu().numpy().astype(dtype)})
         outputs = [torch.from_numpy(np.asarray(out)).to(x.device) for out in outputs]
         return dict(zip(names, outputs)) if 'logits' in names else outputs
 
-    data = path.read_bytes()  # large weights lie in files beside it, which it names
+    return Made(call, 'ONNX', static(path, first.shape), digest_of(*(file.read_bytes() for file in files_of(path))))
+
+
+def files_of(path):
+    """A network's file and, of ONNX, those beside it that it keeps large weights in, which it names."""
+    if path.suffix != '.onnx':
+        return [path]
+    data = path.read_bytes()
     beside = {data[at.end() :][: at[1][0]].decode() for at in re.finditer(rb'\n\x08location\x12([\x01-\x7f])', data)}
-    files = [file for name in sorted(beside) if (file := path.parent / name).is_file()]
-    return Made(call, 'ONNX', static(first.shape), digest_of(data, *(file.read_bytes() for file in files)))
+    return [path, *(file for name in sorted(beside) if (file := path.parent / name).is_file())]
 
 
 def onnxruntime():

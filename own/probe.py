@@ -1,5 +1,6 @@
 """What a network takes and gives, found by running it: sizes, channels, classes, logits or probabilities; and what flags and files say."""
 
+import types
 from pathlib import Path
 
 import torch
@@ -84,7 +85,12 @@ def probe(name, net, channels, sizes, device):
                 reason = reason or (f'{e}; a function of yours can give the logits alone' if isinstance(e, UserError) else plain_line(e))
     if not found:
         tried = ' or '.join(f'{count} x {size} x {size}' for count in channels for size in sizes[:3])
-        raise UserError(f'{name} can not take images of {tried} ({reason}): give its input with --channels and --size')
+        hint = 'give its input with --channels and --size' if len(channels) * len(sizes) > 1 else 'give another --size or --channels'
+        if isinstance(getattr(net, 'call', None), types.FunctionType):
+            hint += ', or, if it builds a network and takes no images, give its parameters defaults'
+        elif (first := first_convolution(net)) not in (None, 1, 3):
+            hint += f', or another network: its first convolution takes {first} channels, and images have 1 or 3'
+        raise UserError(f'{name} can not take images of {tried} ({reason}): {hint}')
     if len({count for count, _ in found}) > 1 or len(found) > 1:
         flag = '--channels' if len({count for count, _ in found}) > 1 else '--size'
         raise UserError(f'{name} takes images of {" and ".join(f"{c} x {s} x {s}" for c, s in found)}: say with {flag} which it was '
@@ -114,7 +120,9 @@ def check_repeats(name, net, y, channels, size):
     """Raises UserError for a network that does not give an image the same numbers again, or not when it is alone: one that was traced, or
     is used, in training mode. y: what it gave to `probe`."""
     x = images_to_try(len(y), channels, size).to(y.device)
-    for z, why in ((net(x), 'the second time, as dropout does'), (net(x[:1]), 'alone than among others, as batch norm does')):
+    others = torch.cat([x[:1], 0.2 * x[1:] + 1])  # of another mean and variance, as random images alone are like random images among others
+    for z, why in ((net(x), 'the second time, as dropout does'), (net(x[:1]), 'alone than among others, as batch norm does'),
+                   (net(others)[:1], 'among other images, as batch norm does')):
         if (z - y[: len(z)]).abs().max() > REPEATS * y.abs().max():
             raise UserError(f'{name} gives the same image other numbers {why} in training mode: call eval() before it is saved or used')
 
@@ -142,10 +150,30 @@ def doubts(name, y):
     return ['all its numbers are in 0..1 and do not add up to 1: if it ends with a sigmoid, give what comes before'] * bool(unit)
 
 
-def first_channels(net):
-    """The channels of the first convolution of a module, or None. In some of timm's networks the image is folded before it."""
-    found = next((m.in_channels for m in net.modules() if isinstance(m, nn.Conv2d)), None) if isinstance(net, nn.Module) else None
-    return None if hasattr(net, 'pretrained_cfg') and found not in (1, 3) else found
+def first_convolution(net):
+    """The channels that it takes, or None. The image may be folded before it, and another convolution come first among the modules."""
+    return next((m.in_channels for m in net.modules() if isinstance(m, nn.Conv2d)), None) if isinstance(net, nn.Module) else None
+
+
+def image_channels(net):
+    """Of the first convolution, where they can be an image's; else None."""
+    return found if (found := first_convolution(net)) in (1, 3) else None
+
+
+@torch.no_grad()
+def check_trained(name, made, build, plain, y, shape):
+    """Raises UserError for what makes other weights each time. build: a call that gives a Made once more. plain: the Outputs of this one, y
+    what it gave to `probe`, shape: (channels, size). Of a function, whose weights nobody sees, what it gives is compared."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        again = build()
+    differs = again.digest != made.digest
+    if made.kind == 'function' and not differs:
+        z = Outputs(again.call, bgr=plain.bgr)(images_to_try(len(y), *shape).to(y.device))
+        differs = (z - y).abs().max() > REPEATS * y.abs().max()
+    if differs:
+        raise UserError(f'{name} makes other weights each time, so they are random, at least some: give the trained ones with '
+                        '--teacher_weights FILE, or load them there')
 
 
 def as_tuple(flag, values, channels):
@@ -169,14 +197,19 @@ def on_unit_scale(mean, std):
     return mean, std, f'{"mean and std are" if both else "mean is"} on the scale 0..255: divided by 255'
 
 
-def read_names(names, classes):
-    """The names of the classes, of a flag's words or of a text file with one a line. Raises UserError for another count than `classes`."""
+def read_names(names, classes, stated=()):
+    """The names of the classes, of a flag's words or of a text file with one a line. stated: those in the teacher's file, or none. Raises
+    UserError for another count than `classes`, for a name twice, and for others than those stated."""
     if len(names) == 1 and Path(names[0]).is_file():
         names = read_lines(names[0])
     if len(names) != classes:
         none = f', and there is no file {names[0]}' if len(names) == 1 else ''
         raise UserError(f'--class_names has {len(names)} names, and the teacher has {classes} classes{none}: give one for each, in the '
                         'order of its outputs')
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise UserError(f'--class_names has {", ".join(twice)} more than once: give each class a name of its own')
+    if stated and [*map(str, stated)] not in ([*names], [*map(str, range(classes))]):  # numbers stand for classes without names
+        raise UserError(f"--class_names differ from those in the teacher's file, {', '.join(map(str, stated))}: leave them out")
     return tuple(map(str, names))
 
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import inspect
+import os
 import sys
 import zipfile
 from pathlib import Path
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 
 from arguments import nearest
-from networks import ARCHS, LENET_WIDTH, RESNET_WIDTH, build, load_network, resolve_width
+from networks import ARCHS, LENET_WIDTH, RESNET_WIDTH, build, load_network, resolve_width, unwrapped
 from own.made import Made, digest_of, digest_of_state, from_export, from_onnx, from_torchscript, told
 from own.weights import fit, in_order_of, is_torchscript, read_content, read_weights
 from utils import UserError
@@ -19,17 +20,18 @@ FORMS = ('a network file of ours or its run\'s folder, TorchScript, .pt2, .onnx,
          f'{", ".join(ARCHS)}, torchvision:NAME, timm:NAME, hub:DIR:ENTRY, or file.py:FUNCTION')
 
 
-def make(spec, weights=None, width=None, classes=None, channels=None):
-    """The network of a SPEC, on the CPU. weights: the file of a builder's state dict. width: of our ResNets. classes, channels: what a
-    builder is to have where neither the weights nor the builder say. Raises UserError for what is no SPEC, can't be read or doesn't fit."""
+def make(spec, weights=None, width=None, classes=None, channels=None, role='teacher'):
+    """The network of a SPEC, on the CPU, in float32. weights: the file of a builder's state dict. width: of our ResNets. classes, channels:
+    what a builder is to have where neither the weights nor the builder say. role: of the network, as its flags begin. Raises UserError for
+    what is no SPEC, can't be read or doesn't fit."""
     spec = str(spec)
     kind = spec.partition(':')[0]
     builder = spec in ARCHS or kind in ('torchvision', 'timm', 'hub') or '.py:' in spec
     if not builder:
         if weights:
-            raise UserError(f'{spec} is a file with its own weights, so --teacher_weights {weights} means nothing there: leave it out, or '
+            raise UserError(f'{spec} is a file with its own weights, so --{role}_weights {weights} means nothing there: leave it out, or '
                             'name a builder such as torchvision:resnet18')
-        made = open_file(Path(spec))
+        made = open_file(Path(spec), role)
         if width and made.facts.get('width') != width:
             raise UserError(f'a width of {width}, but {spec} has {made.facts.get("width") or "its own"}: leave it out')
         return made
@@ -38,13 +40,13 @@ def make(spec, weights=None, width=None, classes=None, channels=None):
     weights = read_weights(weights) if weights else None
     if weights and weights.file.endswith('.safetensors') and spec not in ARCHS:
         weights = in_order_of(call_builder(spec, weights.classes, channels)[0], weights)
-    classes = weights.classes if weights else classes
+    asked, classes = channels, weights.classes if weights else classes
     if weights and weights.first and weights.first[1] in (1, 3):  # others are no images': it is no first filter
         channels = weights.first[1]
     if spec in ARCHS:
         return of_ours(spec, weights, width, classes, channels)
-    net, advice = call_builder(spec, classes, channels)
-    code, facts = code_of(spec, net), {}
+    net, advice, undone = fitted(spec, weights, dict.fromkeys([(classes, channels), (classes, asked), (None, None)]))
+    code = code_of(spec, net)
     if not isinstance(net, nn.Module):
         if weights:
             raise UserError(f'{spec} gives a function and no torch module, so {weights.file} can not be loaded into it: load it there, or, '
@@ -54,23 +56,28 @@ def make(spec, weights=None, width=None, classes=None, channels=None):
     advice = {**advice, **{k: cfg[k] for k in ('mean', 'std') if cfg.get(k)}}
     if cfg.get('input_size'):
         advice['size'] = cfg['input_size'][-1]
-    undone = ()
-    if weights:
-        undone = tuple(fit(net, weights))
-        facts = weights.stated
     with told(spec):  # a lazy module has no weights yet; a program of torch.export refuses eval()
-        digest = digest_of_state(net.eval())
-    return Made(net, 'builder', facts, digest_of(digest.encode(), *code) if code else digest, advice, undone)
+        digest = digest_of_state(net.eval().float())
+    return Made(net, 'builder', weights.stated if weights else {}, digest_of(digest.encode(), *code) if code else digest, advice, undone)
 
 
-def check_trained(spec, made, build):
-    """Raises UserError for a builder that makes other weights each time. build: a call that gives a Made once more."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1)
-        again = build()
-    if again.digest != made.digest:
-        raise UserError(f'{spec} makes other weights each time, so they are random, at least some: give the trained ones with '
-                        '--teacher_weights FILE, or load them there')
+def fitted(spec, weights, inputs):
+    """(what a builder gives, its advice, what was undone to load the weights into it). inputs: (classes, channels) to build it with: where
+    the weights, of which they were guessed, don't fit, a user's function is called with the next ones. Raises the first UserError."""
+    errors = []
+    for classes, channels in inputs:
+        net, advice = call_builder(spec, classes, channels)
+        net = unwrapped(net)
+        if not (weights and isinstance(net, nn.Module)):
+            return net, advice, ()
+        try:
+            with told(spec):
+                return net, advice, tuple(fit(net, weights))
+        except UserError as e:
+            errors.append(e)
+        if '.py:' not in spec:
+            break
+    raise errors[0]
 
 
 def code_of(spec, net):
@@ -78,7 +85,7 @@ def code_of(spec, net):
     `forward` are written in. Nothing of installed packages, whose versions change."""
     if spec.startswith(('torchvision:', 'timm:')):
         return []
-    where, _, name = spec.removeprefix('hub:').rpartition(':')
+    where, _, name = os.path.expanduser(spec.removeprefix('hub:')).rpartition(':')
     files = {str(Path(where, 'hubconf.py') if spec.startswith('hub:') else Path(where))}
     for kind in {type(module) for module in net.modules()} if isinstance(net, nn.Module) else ():
         if code := getattr(inspect.unwrap(getattr(kind, 'forward', None)), '__code__', None):  # TorchScript's modules have none
@@ -140,7 +147,7 @@ def from_timm(name, classes, channels):
 
 
 def from_hub(rest):
-    folder, _, entry = rest.rpartition(':')
+    folder, _, entry = os.path.expanduser(rest).rpartition(':')
     if not (Path(folder) / 'hubconf.py').is_file():
         raise UserError(f'no {folder or "DIR"}/hubconf.py: hub:DIR:ENTRY takes the folder of a torch.hub repository on this machine')
     with told(f'hub:{rest}', Path(folder)):
@@ -167,16 +174,16 @@ def from_function(file, name, classes, channels):
         return function
     with told(f'{file}:{name}', path.parent):
         net = function(**{k: v for k, v in known.items() if k in parameters and v})
-    if net is None:
-        raise UserError(f'{file}:{name} returns nothing: it is to return the network')
+    if not callable(net):
+        raise UserError(f'{file}:{name} returns {"nothing" if net is None else f"a {type(net).__name__}"}: it is to return the network')
     return net
 
 
 # ---------------------------------------------------------------- files
 
 
-def open_file(path):
-    """The network in a file, whose kind is known by its content. Raises UserError where it holds none."""
+def open_file(path, role='teacher'):
+    """The network in a file, whose kind is known by its content. role: see make. Raises UserError where it holds none."""
     if path.is_dir():  # of a run
         path = next((file for name in ('student.pt', 'teacher.pt') if (file := path / name).is_file()), path)
     if not path.is_file():
@@ -189,12 +196,13 @@ def open_file(path):
                                         for name in zipfile.ZipFile(path).namelist()):
         return from_export(path)
     if path.suffix in ('.pt2', '.py'):
-        raise UserError(f'{path} is {"no program of torch.export" if path.suffix == ".pt2" else "a Python file: add :FUNCTION"}')
+        raise UserError(f'{path} is no program of torch.export: export it again, or fetch the file itself where this one points to it'
+                        if path.suffix == '.pt2' else f'{path} is a Python file: add :FUNCTION')
     content = None if path.suffix == '.safetensors' else read_content(path)
-    if not (isinstance(content, dict) and 'facts' in content):
+    if not (isinstance(content, dict) and isinstance(content.get('facts'), dict)):
         count = len(read_weights(path).state)
-        raise UserError(f'{path} holds {count} tensors and not the network that they belong to: name it too, as --teacher SPEC '
-                        f'--teacher_weights {path}, where SPEC is one of {", ".join(ARCHS)}, torchvision:NAME, timm:NAME or '
+        raise UserError(f'{path} holds {count} tensors and not the network that they belong to: name it too, as --{role} SPEC '
+                        f'--{role}_weights {path}, where SPEC is one of {", ".join(ARCHS)}, torchvision:NAME, timm:NAME or '
                         'file.py:FUNCTION')
     spec, state = str(content['facts'].get('arch')), content.get('state_dict')
     if ':' not in spec:

@@ -7,11 +7,12 @@ import torch
 
 import distributed
 from networks import ARCHS, LENET_WIDTH, build, count_parameters, resolve_width
+from own.made import files_of
 from own.probe import images_to_try, output_kind, probe
 from own.spec import make
 from own.weights import plain_line
 from training import autocast, pick_amp, seed_init, to_device
-from utils import UserError
+from utils import UserError, say, warn
 
 WIDTHS = (64, 32, 16, 8)  # of a ResNet
 
@@ -31,7 +32,12 @@ def make_student(args, default, teacher, purpose):
     if spec in ARCHS and not args.student_weights:
         width = resolve_width(spec, width, teacher)
     seed_init(args.seed, purpose)
-    made = make(spec, args.student_weights, width, teacher.classes, teacher.channels)
+    made = make(spec, args.student_weights, width, teacher.classes, teacher.channels, 'student')
+    if made.undone:
+        say(f'weights {args.student_weights}: {"; ".join(made.undone)}')
+    if made.kind == 'function':
+        raise UserError(f'--student {spec} has a parameter that must be given, so it is taken for a function of images, and can not be '
+                        'trained: if it builds the network, give its parameters defaults, or the names num_classes and in_chans')
     if made.black_box:
         raise UserError(f'--student {spec} gives outputs alone and can not be trained: give a builder, such as resnet18 or '
                         'torchvision:mobilenet_v3_small, or a network file of ours')
@@ -86,8 +92,12 @@ def smaller_width(arch, teacher):
     if not teacher.parameters and not teacher.file.is_file():
         raise UserError(f'how large {teacher.arch} is, nobody knows, so the student has no width yet: give --width, such as 16 (the '
                         "paper's is 64), or another --student")
-    half = (teacher.parameters or teacher.file.stat().st_size / 4) / 2
-    return next((w for w in WIDTHS if count_parameters(build(arch, w, teacher.classes, teacher.channels)) <= half), WIDTHS[-1])
+    whole = teacher.parameters or sum(file.stat().st_size for file in files_of(teacher.file)) / 4
+    counts = {width: count_parameters(build(arch, width, teacher.classes, teacher.channels)) for width in WIDTHS}
+    if counts[WIDTHS[-1]] > whole / 2:
+        warn(f'{arch} of width {WIDTHS[-1]}, the smallest, has {counts[WIDTHS[-1]]:,} parameters, and the teacher about {whole:,.0f}: '
+             '--student gives a smaller one')
+    return next((width for width, count in counts.items() if count <= whole / 2), WIDTHS[-1])
 
 
 def run_name(dataset, method, arch, width, seed):

@@ -26,14 +26,15 @@ from own.probe import (
     Outputs,
     check_facts,
     check_repeats,
+    check_trained,
     doubts,
-    first_channels,
+    image_channels,
     normalisation,
     output_kind,
     probe,
     read_names,
 )
-from own.spec import FORMS, check_trained, make
+from own.spec import FORMS, make
 from training import autocast, evaluate, pick_amp, rng, to_device
 from utils import UserError, say, warn
 
@@ -237,8 +238,6 @@ def load_teacher(wanted, dataset, info, device, amp, fold=True):
         raise UserError(f'{spec} alone has random weights: give its trained ones with --teacher_weights FILE')
     build = functools.partial(make, spec, wanted.weights, wanted.width, info and info.classes, channels or (info and info.channels))
     made = build()
-    if made.kind == 'builder' and not wanted.weights and not Path(spec).is_file():
-        check_trained(spec, made, build)
     facts = {k: v for k, v in made.facts.items() if v is not None}
     dataset = dataset or facts.get('dataset', 'none')
     info = info or DATASETS.get(dataset)
@@ -248,7 +247,7 @@ def load_teacher(wanted, dataset, info, device, amp, fold=True):
     for key, given in (('channels', channels), ('size', wanted.size)):
         if given and facts.get(key, given) != given:
             raise UserError(f'--{key} {wanted[Wanted._fields.index(key)]}, but {spec} takes {key} {facts[key]}: leave --{key} out')
-    counts = channels or facts.get('channels') or first_channels(made.call) or (info and info.channels)
+    counts = channels or facts.get('channels') or image_channels(made.call) or (info and info.channels)
     size = wanted.size or facts.get('size') or (info and SIZE) or made.advice.get('size')
     net = made.call
     if isinstance(net, nn.Module):
@@ -258,6 +257,8 @@ def load_teacher(wanted, dataset, info, device, amp, fold=True):
         raise UserError(f'{spec} takes images of {counts} channels, and images have 1 or 3: give a network of these')
     counts, size, y = probe(spec, plain, [counts] if counts else [3, 1], [size] if size else SIZES, device)
     check_repeats(spec, plain, y, counts, size)
+    if made.kind in ('builder', 'function') and not wanted.weights and not Path(spec).is_file():
+        check_trained(spec, made, build, plain, y, (counts, size))
     for key, own in (('channels', counts), ('classes', y.shape[1])):
         if info and getattr(info, key) not in (None, own):
             raise UserError(f'{spec} has {key}={own}, and {dataset} has {getattr(info, key)}: change --dataset or the teacher')
@@ -285,7 +286,8 @@ def load_teacher(wanted, dataset, info, device, amp, fold=True):
         notes.append(f'images of {size} x {size}, as {"the data set" if info else spec} has them: --size gives another')
     if made.undone:
         notes.insert(0, f'weights {wanted.weights}: {"; ".join(made.undone)}')
-    names = read_names(wanted.class_names, y.shape[1]) if wanted.class_names else facts.get('class_names') or (info and info.names)
+    names, stated = wanted.class_names, facts.get('class_names')
+    names = read_names(names, y.shape[1], stated) if names else stated or (info and info.names)
     digest = made.digest
     if made.kind == 'function':  # which may read its weights from any file: so what it gives tells it, too
         few = y.cpu() @ torch.randn(y.shape[1], 4, generator=rng(0, 'digest'))  # and coarse, since processors differ

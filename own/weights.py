@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch.nn.parameter import is_lazy
 
 from networks import FACTS, LATER, wrong_values
 from utils import UserError, checked, first_line
@@ -20,7 +21,7 @@ ACCURACIES = ('best_prec1', 'best_acc1', 'best_acc', 'best_top1', 'accuracy', 'a
 SHOWN = 3  # names and shapes of each kind in an error
 # what checkpoints hold beside tensors, and what only stores values when it is unpickled: NumPy's numbers, argparse's settings, paths
 HARMLESS = [argparse.Namespace, collections.defaultdict, pathlib.PosixPath, np.dtype, np.ndarray,
-            *(type(np.dtype(kind)) for kind in ('f8', 'f4', 'f2', 'i8', 'i4', 'u1', 'b1')),
+            *(type(np.dtype(kind)) for kind in ('f8', 'f4', 'f2', 'i8', 'i4', 'u1', 'b1', 'U1')),
             *((function, f'numpy.{core}.multiarray.{name}') for core in ('core', '_core') for name, function in (
                 ('scalar', np.float64(0).__reduce__()[0]), ('_reconstruct', np.zeros(1).__reduce__()[0])))]
 
@@ -63,12 +64,13 @@ def read_content(path):
     except UserError:
         raise
     except Exception as e:  # torch.load raises a dozen kinds for a damaged file
-        pickled = re.search(r'(?:GLOBAL|class|global) ([\w.]+\.\w+)', str(e))
+        pickled = re.search(r"(?:GLOBAL|class|global) '?([\w.]+\.\w+)", str(e))
         if pickled:
             raise UserError(
                 f'{path} holds a pickled object ({pickled[1]}) in place of plain weights, and reading it would run code, so it was not '
-                f"read. If you trust it, turn it into a state dict with:  import torch;  net = torch.load('{path}', weights_only=False);  "
-                f"torch.save(net.state_dict(), 'weights.pth')") from None
+                f"read. If you trust it, turn it into plain weights with:  import torch;  c = torch.load('{path}', weights_only=False);  "
+                f"c = c if isinstance(c, dict) else {{'model': c}};  torch.save({{k: getattr(v, 'state_dict', lambda: v)() for k, v in "
+                f"c.items() if hasattr(v, 'state_dict') or torch.is_tensor(v) or k in {HOLDERS}}}, 'weights.pth')") from None
         why = plain_line(e) if 'Weights only load failed' not in str(e) else 'it is damaged, or of another kind'
         raise UserError(f'{path} can not be read as weights ({why}): give a file that torch.save or safetensors wrote, and download it '
                         'again if it may be cut off') from None
@@ -97,10 +99,13 @@ def read_weights(path):
     for _ in range(3):  # such as {'model': {'state_dict': ...}}
         if hasattr(content, 'items') and accuracy is None:
             accuracy = stated_accuracy(content)
+        held = [key for key, value in content.items() if holds_tensors(value)] if hasattr(content, 'items') else []
         holder = next((key for key in HOLDERS if hasattr(content, 'items') and hasattr(content.get(key), 'items')), None)
+        if holder is None and len(held) == 1 and not holds_tensors(content):  # under any other name
+            holder = held[0]
         if holder is None:
             break
-        others = [key for key in HOLDERS if key != holder and hasattr(content.get(key), 'items')]
+        others = [key for key in held if key != holder]
         undone.append(f'taken from under {holder!r}' + (f', not {", ".join(map(repr, others))}' if others else ''))
         content = content[holder]
     state = {str(k): v for k, v in content.items() if isinstance(v, torch.Tensor)} if hasattr(content, 'items') else {}
@@ -113,6 +118,10 @@ def read_weights(path):
         undone.append(f'{" and ".join(kinds)} made float32')
         state = {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
     return Weights(state, path, accuracy, undone, {k: v for k, v in facts.items() if k not in ('arch', 'width')})
+
+
+def holds_tensors(content):
+    return hasattr(content, 'items') and any(isinstance(value, torch.Tensor) for value in content.values())
 
 
 def read_safetensors(path):
@@ -153,12 +162,20 @@ def in_order_of(net, weights):
 
 def fit(net, weights):
     """Loads the Weights into the network, in place, and returns what was undone, in words. Raises UserError where they don't fit."""
-    state, own, undone = weights.state, net.state_dict(), list(weights.undone)
+    state, whole, undone = weights.state, net.state_dict(), list(weights.undone)
+    own = {k: v for k, v in whole.items() if isinstance(v, torch.Tensor)}  # a module may keep what it likes there, which stays
+    if any(map(is_lazy, own.values())):
+        raise UserError('it has lazy layers, whose shapes nobody knows yet: run it once on an image before it is returned')
     prefix = next((p for p in PREFIXES if all(k.startswith(p) for k in state) and not all(k.startswith(p) for k in own)), None)
     while prefix:
         state = {k.removeprefix(prefix): v for k, v in state.items()}
         undone.append(f"'{prefix}' taken off every name")
         prefix = next((p for p in PREFIXES if all(k.startswith(p) for k in state) and not all(k.startswith(p) for k in own)), None)
+    for prefix in PREFIXES:  # beside others, such as of a loss or an average
+        inside = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+        if own.keys() - state.keys() and own.keys() <= inside.keys():
+            undone.append(f"'{prefix}' taken off, {len(state) - len(inside)} names without it left out")
+            state = inside
     if heads := sorted({k.split('.')[0] for k in state.keys() - own.keys() if k.startswith(AUXILIARY)}):
         state = {k: v for k, v in state.items() if k.split('.')[0] not in heads}
         undone.append(f'{", ".join(heads)} left out, which are for training alone')
@@ -172,7 +189,7 @@ def fit(net, weights):
             f'{k} {tuple(state[k].shape)} where {tuple(own[k].shape)} is expected' for k in wrong])]
         found = '; '.join(f'{title}: {", ".join(names[:SHOWN])}{", ..." if len(names) > SHOWN else ""}' for title, names in kinds if names)
         raise UserError(f'the weights in {weights.file} do not fit the network. {found}. {likely_cause(own, state, wrong)}')
-    net.load_state_dict({**state, **{k: own[k] for k in counters}})
+    net.load_state_dict({**state, **{k: whole[k] for k in counters | (whole.keys() - own.keys())}})
     return undone
 
 
