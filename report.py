@@ -154,9 +154,9 @@ def main():
     except ImportError as e:
         raise UserError(f'figures and the page need numpy and matplotlib ({e}): pip install -r requirements-report.txt, or give '
                         '--no_figures: the table needs neither') from None
-    except BrokenPipeError:  # an OSError that is no fault: see utils.run_script
-        raise
     except (OSError, ValueError, LookupError, TypeError, zipfile.BadZipFile) as e:
+        if isinstance(e, OSError) and e.filename is None:  # of stdout, or told already: see utils.run_script
+            raise
         raise UserError(f'{first_line(e)}: {out} can not be written, then give another --out; or a file of a run is damaged, then train '
                         'that run again') from None
     return 0

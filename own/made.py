@@ -70,7 +70,7 @@ def told(spec, folder=None):
     except UserError:
         raise
     except (Exception, SystemExit) as e:
-        what = 'name its folder in PYTHONPATH' if isinstance(e, ModuleNotFoundError) else 'call it in Python to see more'
+        what = 'install it, or name its folder in PYTHONPATH' if isinstance(e, ModuleNotFoundError) else 'call it in Python to see more'
         raise UserError(f'{spec} could not be built ({plain_line(e)}): {what}') from None
     finally:
         torch.set_default_dtype(dtype)  # a user's file may set both, for all that follows
