@@ -31,7 +31,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(description=description, allow_abbrev=False, formatter_class=HelpFormatter)
 
     def parse_args(self, *words):
-        """Raises UserError where --tensorboard lacks its packages, and where a value is empty, has no effect, or names no folder."""
+        """Raises UserError where --tensorboard lacks its packages, and where a value is empty, has no effect or can't be used."""
         args = expand_home(super().parse_args(*words))
         if self.unless and not args.teacher_dir:
             args.dataset = args.dataset or self.unless

@@ -11,7 +11,7 @@ import distributed
 import training
 from arguments import MAY_CHANGE
 from keep import stops
-from keep.begun import SAVED, folder_of, is_begun, is_longer, read_config, settings_before
+from keep.begun import SAVED, check_unused, folder_of, is_begun, is_longer, read_config
 from keep.origin import command, origin
 from networks import count_multiply_adds, count_parameters, save_network
 from paper import board
@@ -41,7 +41,7 @@ class Run:
         config_file, begun = self.folder / 'config.json', is_begun(self.folder)
         if config_file.is_file() or begun:
             self._lock()
-            settings_before(settings, self.name)
+            check_unused(self.folder, settings.resume)
         if config_file.is_file() and (begun or any(self.folder.glob('stream/*.npz'))):
             return self._kept(config_file, json.loads(json.dumps(vars(settings))), measured)
         if begun:
@@ -148,7 +148,7 @@ class Run:
         self._check_result()
         if metrics.is_file():
             say(f'nothing was saved in {self.folder}: the training begins at its first epoch')
-        metrics.unlink(True)
+            metrics.unlink()
 
     def _check_result(self):
         """Raises UserError where there is a result, which must not be lost, and nothing to go on from."""

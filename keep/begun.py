@@ -26,12 +26,17 @@ def is_begun(folder):
     return any((folder / name).is_file() for name in (*SAVED, 'selection.npz', 'result.json'))
 
 
-def settings_before(settings, name):
-    """The settings of the run that this one goes on with; {} for none. Raises UserError for a folder that holds another run."""
-    folder = folder_of(settings, name)
-    config = folder / 'config.json'
-    if is_begun(folder) and not (settings.resume or is_started_again(config)):
+def check_unused(folder, resume):
+    """Raises UserError for a run's folder that holds another run, where this one is not to go on with it."""
+    if is_begun(folder) and not (resume or is_started_again(folder / 'config.json')):
         raise UserError(f'{folder} is in use: add --resume to go on with it, or --run NAME for another folder')
+
+
+def settings_before(settings, name):
+    """The settings of the run that this one goes on with; {} for none. Raises as check_unused."""
+    folder = folder_of(settings, name)
+    check_unused(folder, settings.resume)
+    config = folder / 'config.json'
     return read_config(config)['settings'] if is_begun(folder) and config.is_file() else {}
 
 

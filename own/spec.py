@@ -67,7 +67,6 @@ def fitted(spec, weights, inputs):
     errors = []
     for classes, channels in inputs:
         net, advice = call_builder(spec, classes, channels)
-        net = unwrapped(net)
         if not (weights and isinstance(net, nn.Module)):
             return net, advice, ()
         try:
@@ -104,8 +103,8 @@ def call_builder(spec, classes, channels):
     if kind == 'timm':
         return from_timm(rest, classes, channels)
     if '.py:' in spec:
-        return from_function(*spec.rsplit(':', 1), classes, channels), {}
-    return from_hub(rest), {}
+        return unwrapped(from_function(*spec.rsplit(':', 1), classes, channels)), {}
+    return unwrapped(from_hub(rest)), {}
 
 
 def of_ours(arch, weights, width, classes, channels):

@@ -93,11 +93,13 @@ def smaller_width(arch, teacher):
         raise UserError(f'how large {teacher.arch} is, nobody knows, so the student has no width yet: give --width, such as 16 (the '
                         "paper's is 64), or another --student")
     whole = teacher.parameters or sum(file.stat().st_size for file in files_of(teacher.file)) / 4
-    counts = {width: count_parameters(build(arch, width, teacher.classes, teacher.channels)) for width in WIDTHS}
-    if counts[WIDTHS[-1]] > whole / 2:
-        warn(f'{arch} of width {WIDTHS[-1]}, the smallest, has {counts[WIDTHS[-1]]:,} parameters, and the teacher about {whole:,.0f}: '
-             '--student gives a smaller one')
-    return next((width for width, count in counts.items() if count <= whole / 2), WIDTHS[-1])
+    for width in WIDTHS:
+        count = count_parameters(build(arch, width, teacher.classes, teacher.channels))
+        if count <= whole / 2:
+            return width
+    warn(f'{arch} of width {width}, the smallest, has {count:,} parameters, and the teacher about {whole:,.0f}: '
+         '--student gives a smaller one')
+    return width
 
 
 def run_name(dataset, method, arch, width, seed):

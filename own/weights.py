@@ -97,10 +97,11 @@ def read_weights(path):
     if set(FACTS) - facts.keys() or wrong_values(facts):
         facts = {}
     for _ in range(3):  # such as {'model': {'state_dict': ...}}
-        if hasattr(content, 'items') and accuracy is None:
-            accuracy = stated_accuracy(content)
-        held = [key for key, value in content.items() if holds_tensors(value)] if hasattr(content, 'items') else []
-        holder = next((key for key in HOLDERS if hasattr(content, 'items') and hasattr(content.get(key), 'items')), None)
+        if not hasattr(content, 'items'):
+            break
+        accuracy = stated_accuracy(content) if accuracy is None else accuracy
+        held = [key for key, value in content.items() if holds_tensors(value)]
+        holder = next((key for key in HOLDERS if hasattr(content.get(key), 'items')), None)
         if holder is None and len(held) == 1 and not holds_tensors(content):  # under any other name
             holder = held[0]
         if holder is None:
@@ -166,11 +167,9 @@ def fit(net, weights):
     own = {k: v for k, v in whole.items() if isinstance(v, torch.Tensor)}  # a module may keep what it likes there, which stays
     if any(map(is_lazy, own.values())):
         raise UserError('it has lazy layers, whose shapes nobody knows yet: run it once on an image before it is returned')
-    prefix = next((p for p in PREFIXES if all(k.startswith(p) for k in state) and not all(k.startswith(p) for k in own)), None)
-    while prefix:
+    while prefix := next((p for p in PREFIXES if all(k.startswith(p) for k in state) and not all(k.startswith(p) for k in own)), None):
         state = {k.removeprefix(prefix): v for k, v in state.items()}
         undone.append(f"'{prefix}' taken off every name")
-        prefix = next((p for p in PREFIXES if all(k.startswith(p) for k in state) and not all(k.startswith(p) for k in own)), None)
     for prefix in PREFIXES:  # beside others, such as of a loss or an average
         inside = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
         if own.keys() - state.keys() and own.keys() <= inside.keys():

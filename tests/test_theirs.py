@@ -159,6 +159,27 @@ def test_a_student_in_a_wrapper_is_read_again(folder):
     assert torch.equal(teacher.net.call.fc.weight, net.fc.weight) and type(net).__name__ == 'Net'
 
 
+def test_safetensors_come_into_a_wrapper_in_its_networks_order(folder):
+    """By their names' order, z's 32 rows would be the classes."""
+    save_file = pytest.importorskip('safetensors.torch').save_file
+    (folder / 'net.py').write_text(CODE + """
+
+class Named(Net):
+    def __init__(self, num_classes):
+        super().__init__()
+        del self.fc
+        self.z, self.fc = nn.Linear(16, 32), nn.Linear(32, num_classes)
+
+
+def wrapped(num_classes=7):
+    return nn.DataParallel(Named(num_classes))
+""")
+    state = spec.make(f'{folder}/net.py:wrapped', classes=5).call.state_dict()
+    save_file(state, folder / 'w.safetensors')
+    found = spec.make(f'{folder}/net.py:wrapped', str(folder / 'w.safetensors'))
+    assert all(torch.equal(value, state[key]) for key, value in found.call.state_dict().items())
+
+
 def test_half_precision_becomes_float32_and_a_users_defaults_are_put_back(folder):
     (folder / 'net.py').write_text(CODE + '\ntorch.set_default_dtype(torch.float64)\ntorch.set_grad_enabled(False)\n')
     assert of(folder, 'in_half').logits(torch.zeros(2, 3, 16, 16, dtype=torch.uint8)).dtype == torch.float32
